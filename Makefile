@@ -1,0 +1,45 @@
+# Two commands do everything on a fresh machine: `make train` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test test-fast check format lock clean
+
+train: .venv/ready  ## Train the quickstart model from scratch (about 10 minutes on 2 CPU cores)
+	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		recipes/pretrain.py --config configs/pretrain/quickstart.yaml --overwrite
+
+test: .venv/ready  ## All tests that fit the gate
+	$(BIN)/python -m pytest
+
+test-fast: .venv/ready  ## Tests without those marked slow
+	$(BIN)/python -m pytest -m "not slow"
+
+check: .venv/ready  ## Lint, format, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_house.py
+
+format: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch goes first and alone, so that a build already chosen for this machine (CPU, CUDA, ROCm) is kept.
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gpt_finetune needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+lock:  ## Resolve the newest versions that pyproject.toml allows into requirements.lock
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install torch==2.13.0
+	.venv-lock/bin/python -m pip install --upgrade "setuptools>=77" ".[dev,tracking]"
+	.venv-lock/bin/python -m pip freeze --all --exclude gpt_finetune --exclude pip --exclude torch \
+		| grep -viE '^(nvidia-|triton|cuda-)' > requirements.lock
+	rm -rf .venv-lock build *.egg-info
+
+clean:
+	rm -rf .venv .venv-lock build *.egg-info .pytest_cache .mypy_cache .ruff_cache

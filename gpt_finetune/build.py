@@ -1,0 +1,105 @@
+"""From a configuration section to a model: a preset with overrides, or a checkpoint to go on from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gpt_finetune.errors import InputError
+from gpt_finetune.presets import preset
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from gpt_finetune.model import GPTConfig
+
+
+@dataclass
+class ModelConfig:
+    """Which model.
+
+    Args:
+        preset: Named architecture to train from scratch; see gpt_finetune/presets.py.
+        overrides: Fields of GPTConfig that replace the preset's, e.g. `model.overrides.hidden_size=512`.
+        from_pretrained: Folder or Hub id of a checkpoint to go on from, instead of a preset.
+        attn_implementation: Attention backend: eager, sdpa, flex_attention, flash_attention_2; null lets
+            transformers choose.
+    """
+
+    preset: str = "quickstart"
+    overrides: dict[str, Any] = field(default_factory=dict)
+    from_pretrained: str | None = None
+    attn_implementation: str | None = None
+
+
+def architecture(config: ModelConfig, block_size: int, vocab_size: int, **special_ids: int | None) -> GPTConfig:
+    """Resolve the architecture and check that data and tokenizer fit it; costs no compute.
+
+    Args:
+        config: The model section.
+        block_size: Tokens a row of the data.
+        vocab_size: Tokens that the tokenizer has, or will have; the model's vocabulary unless that is overridden.
+        **special_ids: The tokenizer's bos_token_id, eos_token_id and pad_token_id: a preset's own would point at
+            other tokens.
+
+    Raises:
+        InputError: A field is unknown or contradicts another, the block is longer than the model's positions, or the
+            vocabulary is smaller than the tokenizer's.
+    """
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    fields = {"vocab_size": vocab_size, **ids, **special_ids, **config.overrides}
+    try:
+        resolved = _read(config.from_pretrained) if config.from_pretrained else preset(config.preset, **fields)
+    except InputError as error:
+        if error.field == "preset":
+            raise InputError("model.preset", config.preset, error.problem, error.remedy) from None
+        raise
+    except Exception as error:  # @strict wraps what it finds in errors of its own
+        cause = error.__cause__ or error
+        remedy = "Mend model.overrides or choose another preset"
+        raise InputError("model", config.overrides or config.preset, str(cause), remedy) from None
+
+    if block_size > resolved.max_position_embeddings:
+        raise InputError(
+            "data.block_size",
+            block_size,
+            f"the model has only {resolved.max_position_embeddings} positions",
+            f"Lower it, or set model.overrides.max_position_embeddings={block_size}",
+        )
+    if resolved.vocab_size < vocab_size:
+        field_name = "model.from_pretrained" if config.from_pretrained else "model.overrides.vocab_size"
+        remedy = (
+            "Use the tokenizer saved with the checkpoint" if config.from_pretrained else "Leave it out, or raise it"
+        )
+        problem = f"the model has {resolved.vocab_size} tokens, the tokenizer {vocab_size}"
+        raise InputError(field_name, config.from_pretrained or resolved.vocab_size, problem, remedy)
+    return resolved
+
+
+def build_model(config: ModelConfig, block_size: int, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Build the model with new weights, or load the checkpoint that `from_pretrained` names.
+
+    The tokenizer learns the model's length on the way, so that it warns where the model would fail.
+
+    Raises:
+        InputError: See `architecture`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    resolved = architecture(config, block_size, len(tokenizer), **ids)
+    tokenizer.model_max_length = resolved.max_position_embeddings
+    backend = {"attn_implementation": config.attn_implementation}
+    if config.from_pretrained:
+        return AutoModelForCausalLM.from_pretrained(config.from_pretrained, dtype="float32", **backend)
+    return AutoModelForCausalLM.from_config(resolved, **backend)
+
+
+def _read(path: str) -> GPTConfig:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        problem = str(error).splitlines()[0]
+        raise InputError("model.from_pretrained", path, problem, "Give a checkpoint folder or a Hub id") from None

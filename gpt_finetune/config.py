@@ -1,0 +1,179 @@
+"""One parser for every recipe: a YAML file, then command-line overrides, into typed and nested dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shlex
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from gpt_finetune.errors import InputError, did_you_mean
+
+T = TypeVar("T")
+
+set_parsing_settings(docstring_parse_attribute_docstrings=False)
+
+
+def parse(config_class: type[T], arguments: Sequence[str] | None = None) -> T:
+    """Build a recipe's configuration: the dataclass's defaults < the `--config` file < `key=value` overrides.
+
+    Args:
+        config_class: The recipe's dataclass; its docstring and those of its sections become `--help`.
+        arguments: The command line without the program's name; None means `sys.argv[1:]`. Overrides may be written
+            `train.learning_rate=1e-3` or `--train.learning_rate=1e-3`; `--flag` alone means `flag=true`.
+
+    Raises:
+        InputError: A key is unknown, a value has the wrong type, or the file cannot be read.
+    """
+    words = _normalise(sys.argv[1:] if arguments is None else list(arguments), config_class)
+    summary = (config_class.__doc__ or "").split("\n\n")[0]
+    parser = ArgumentParser(
+        prog=Path(sys.argv[0]).name,
+        usage="%(prog)s [--config FILE] [key=value ...]",
+        description=summary,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file whose values replace the defaults below")
+    parser.add_class_arguments(config_class)
+    for path in (word.split("=", 1)[1] for word in words if word.startswith("--config=")):
+        _check_file(Path(path), config_class)
+    try:
+        namespace = parser.instantiate(parser.parse_args(words))
+    except Exception as error:
+        raise _own_error(error) or _translate(error, config_class) from None
+    values = vars(namespace)
+    values.pop("config", None)
+    return config_class(**values)
+
+
+def run(main: Callable[[T], Any], config_class: type[T], arguments: Sequence[str] | None = None) -> Any:
+    """Parse, then call `main`; bad input ends as one line on standard error and exit code 2."""
+    try:
+        return main(parse(config_class, arguments))
+    except InputError as error:
+        if os.environ.get("RANK", "0") == "0":  # one line, however many processes were launched
+            print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def to_yaml(config: Any) -> str:
+    """Write a configuration so that `parse` reads the same one back."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def command_line() -> str:
+    """Return the command that started this process, as a person would type it."""
+    program = Path(sys.argv[0]).resolve()
+    name = str(program.relative_to(Path.cwd())) if program.is_relative_to(Path.cwd()) else program.name
+    launcher = ["accelerate", "launch"] if "ACCELERATE_MIXED_PRECISION" in os.environ else ["python"]
+    return shlex.join([*launcher, name, *sys.argv[1:]])
+
+
+def _normalise(words: list[str], config_class: type) -> list[str]:
+    """Turn `key=value`, `--key value` and bare `--flag` into the `--key=value` that the parser knows."""
+    known = keys(config_class)
+    result: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word in ("-h", "--help") or word.startswith("--print_config") or word.endswith(".help"):
+            result.append(word)
+            continue
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not equals and not word.startswith("--"):
+            raise InputError("argument", word, "it is neither key=value nor --key", "Write key=value; see --help")
+        plain = name.removesuffix("+")
+        if plain != "config" and not _is_known(plain, known):
+            raise InputError(name, value, "there is no such key", did_you_mean(plain, known))
+        if not equals:
+            value = "true" if known.get(plain) is bool else next(rest, None)
+            if value is None:
+                raise InputError(name, "", "it has no value", f"Write {name}=VALUE")
+        result.append(f"--{name}={value}")
+    return result
+
+
+def keys(config_class: type, prefix: str = "") -> dict[str, Any]:
+    """Map the dotted keys of a nested dataclass to their types."""
+    found: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(config_class).items():
+        found[f"{prefix}{name}"] = hint
+        if dataclasses.is_dataclass(hint):
+            found |= keys(typing.cast(type, hint), f"{prefix}{name}.")
+    return found
+
+
+def _is_known(key: str, known: dict[str, Any]) -> bool:
+    """Tell whether a key is a field, or stands below one that holds a dict of anything."""
+    return key in known or any(key.startswith(f"{k}.") and typing.get_origin(hint) is dict for k, hint in known.items())
+
+
+def _check_file(path: Path, config_class: type) -> None:
+    """Refuse a file that is missing, is not YAML, or has a key that the recipe does not."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        problem = error.strerror or "it cannot be read"
+        raise InputError("config", str(path), problem, "Give an existing YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError("config", str(path), f"it is not YAML: {error}", "Mend the file") from None
+    if values is not None and not isinstance(values, dict):
+        raise InputError("config", str(path), "it holds no keys", "Write one `key: value` a line")
+    known = keys(config_class)
+
+    def check(section: dict[Any, Any], prefix: str) -> None:
+        for name, value in section.items():
+            key = f"{prefix}{name}"
+            if not _is_known(key, known):
+                raise InputError(f"{path}: {key}", value, "there is no such key", did_you_mean(key, known))
+            if isinstance(value, dict) and dataclasses.is_dataclass(known.get(key)):
+                check(value, f"{key}.")
+
+    check(values or {}, "")
+
+
+def _own_error(error: BaseException | None) -> InputError | None:
+    """Find the error of a section's own checks inside what the parser made of it."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _translate(error: Exception, config_class: type) -> InputError:
+    """Make one line of the parser's report: which key, what was given, what was expected."""
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    match = re.search(r'key "([^"]+)"', text)
+    name = match.group(1) if match else "configuration"
+    if unknown := re.search(r"Option '([^']+)' is not accepted", text):  # inside a list of sections
+        remedy = did_you_mean(unknown.group(1), _leaves(config_class))
+        return InputError(f"{name}: {unknown.group(1)}", "…", "there is no such key", remedy)
+    given = re.search(r"(?:Got|Given) value: (.+?)(?: Subtypes.*| - .*)?$", text)
+    expected = re.findall(r"Expected an? (.+?)(?:\. |\.$| - | Given|$)", text)
+    if not expected:
+        return InputError(name, "…", text, "See --help for what it takes")
+    wanted = " or ".join(dict.fromkeys(_readable(hint) for hint in expected))
+    return InputError(name, given.group(1) if given else "…", f"expected {wanted}", "Give such a value; see --help")
+
+
+def _leaves(config_class: type) -> set[str]:
+    """Return every field's bare name, those of dataclasses inside lists included."""
+    names: set[str] = set()
+    for field_name, hint in typing.get_type_hints(config_class).items():
+        names.add(field_name)
+        for part in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(part):
+                names |= _leaves(typing.cast(type, part))
+    return names
+
+
+def _readable(hint: str) -> str:
+    hint = re.sub(r"<class '([\w.]+)'>", r"\1", hint)
+    return re.sub(r"typing\.(Literal)?", "", hint).replace("NoneType", "null")

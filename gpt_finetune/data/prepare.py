@@ -1,0 +1,230 @@
+"""From sources to packed training rows: the data room's front door."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from gpt_finetune.data.cache import Cache, fingerprint
+from gpt_finetune.data.config import DataConfig, SourceConfig, TokenizerConfig
+from gpt_finetune.data.corpus import Corpus, Fate, open_streams, require_one_block
+from gpt_finetune.data.ledger import Ledger
+from gpt_finetune.data.packing import MixedDataset, Row, collate
+from gpt_finetune.data.readers import Document
+from gpt_finetune.data.sources import Source, open_source
+from gpt_finetune.data.streaming import DocumentStream, StreamingBlocks
+from gpt_finetune.data.tokenizer import CorpusEncoder, load_tokenizer, train_tokenizer
+from gpt_finetune.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+STREAM_SAMPLE = 10 << 20  # bytes of a stream's start that a tokenizer is trained on
+
+
+@dataclass
+class PreparedData:
+    """Everything that training needs to know about its data.
+
+    Args:
+        tokenizer: The tokenizer, to be saved beside the model.
+        train: Rows to train on: a `MixedDataset`, or `StreamingBlocks` when streaming.
+        validation: Held-out rows, or None.
+        ledger: Where every document, byte and token went. When streaming: those of the held-out documents only;
+            `train.ledger` is the running account of the rest.
+        tokens_per_byte: Tokens per UTF-8 byte of the training text; of its start when streaming.
+        xz_bits_per_byte: Bits per byte that `xz -9e` needs for the held-out text; None without any, or above 64 MB.
+        fingerprint: Key of the rows: equal keys mean equal rows.
+        cache_hit: Whether the packed corpus was found rather than made.
+        collate: Stacks rows into a batch.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    train: MixedDataset | StreamingBlocks
+    validation: Dataset | None
+    ledger: Ledger
+    tokens_per_byte: float
+    xz_bits_per_byte: float | None
+    fingerprint: str
+    cache_hit: bool
+    collate: Callable[[list[Row]], Row] = collate
+
+    @property
+    def train_bytes(self) -> int:
+        """UTF-8 bytes of the training documents."""
+        return self.ledger.total.bytes.train
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens that are a training target at least once per epoch, end tokens included."""
+        return self.ledger.total.tokens.trained
+
+    @property
+    def validation_bytes(self) -> int:
+        """UTF-8 bytes of the held-out documents."""
+        return self.ledger.total.bytes.validation
+
+    @property
+    def validation_tokens(self) -> int:
+        """Targets in the held-out rows, end tokens included: summed loss / ln 2 / bytes gives bits per byte."""
+        return self.ledger.total.tokens.validation
+
+
+def prepare(data: DataConfig, tokenizer: TokenizerConfig, vocab_limit: int | None = None) -> PreparedData:
+    """Turn sources into packed rows: read, deduplicate, split, tokenize, pack; or find the result in the cache.
+
+    Args:
+        data: What to read and how to pack it.
+        tokenizer: Which tokenizer to load or train.
+        vocab_limit: Number of tokens that the model can embed; a larger vocabulary is refused.
+
+    Raises:
+        InputError: Something the user gave cannot be used.
+    """
+    data.validate()
+    tokenizer.validate()
+    room = _Room(data, tokenizer, vocab_limit, Cache(data.cache_dir))
+    prepared = room.stream() if data.streaming else room.pack()
+    for line in prepared.ledger.table().splitlines():
+        logger.info("%s", line)
+    return prepared
+
+
+@dataclass
+class _Room:
+    """The inputs of `prepare`, shared by its two ways."""
+
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    vocab_limit: int | None
+    cache: Cache
+
+    def pack(self) -> PreparedData:
+        """Write every row to disk."""
+        data = self.data
+        corpus = Corpus(self._open("validation"), self._open("sources"), data)
+        content = fingerprint(
+            sources=[[asdict(source.config), source.fingerprint()] for source in corpus.training],
+            validation=[[asdict(source.config), source.fingerprint()] for source in corpus.held_out],
+            split=[data.validation_fraction, data.deduplicate, data.seed],
+        )
+        plan = cache(corpus.plan)  # read only where the cache has no answer
+        tokenizer, encoder = self._tokenizer(
+            content, lambda: (document.text for _, document in corpus.replay(plan(), Fate.TRAIN))
+        )
+        key = fingerprint(content=content, tokenizer=encoder.fingerprint, block_size=data.block_size)
+        folder, made, hit = self.cache.get_or_make("corpus", key, lambda at: corpus.write(at, plan(), encoder))
+        training = open_streams(folder, made["streams"], Fate.TRAIN)
+        ledger = Ledger.from_dict(made["ledger"])
+        return PreparedData(
+            tokenizer=tokenizer,
+            train=corpus.mix(training),
+            validation=_validation(folder, made),
+            ledger=ledger,
+            tokens_per_byte=sum(part.tokens - 1 for part in training.values()) / ledger.total.bytes.train,
+            xz_bits_per_byte=made["xz_bits_per_byte"],
+            fingerprint=key,
+            cache_hit=hit,
+        )
+
+    def stream(self) -> PreparedData:
+        """Write the held-out rows only; the rest is packed as it is read."""
+        data = self.data
+        sources = self._open("sources")
+        if data.validation:
+            held_out = Corpus(self._open("validation"), [], data)
+        else:
+            kept = (seen.document for seen in DocumentStream(sources, data).read() if seen.fate is Fate.TRAIN)
+            first = list(islice(kept, data.validation_documents))
+            origin = SourceConfig(path=f"the first {len(first)} documents of the stream")
+            held_out = Corpus([Source(origin, partial(iter, first), str)] if first else [], [], data)
+        plan = held_out.plan() if held_out.sources else None
+        digests = [plan.digest[i : i + 16] for i in range(0, len(plan.digest), 16)] if plan else []
+        stream = DocumentStream(sources, data, frozenset(digests))
+
+        limit = STREAM_SAMPLE if self.tokenizer.path is None else STREAM_SAMPLE // 10
+        sample, size = _take(stream, limit)
+        if not sample:
+            raise InputError(
+                "data.sources",
+                [source.config.path for source in sources],
+                f"no document is left to train on after {len(digests)} were held out",
+                "Add documents, or lower validation_documents",
+            )
+        texts = [document.text for document in sample]
+        if self.tokenizer.path is None:
+            logger.info("The tokenizer is trained on the first %.1f MB of the stream.", size / 1e6)
+        tokenizer, encoder = self._tokenizer(fingerprint(texts=texts), lambda: texts)
+        tokens = sum(len(ids) + 1 for ids in encoder.documents(sample))
+        if size < limit:
+            require_one_block(1 + tokens, data.block_size)
+
+        made: dict[str, Any] = {"streams": [], "ledger": Ledger([]).to_dict(), "xz_bits_per_byte": None}
+        folder, hit = Path(), True
+        if plan is not None:
+            held = [digest.hex() for digest in digests]
+            key = fingerprint(held_out=held, tokenizer=encoder.fingerprint, block_size=data.block_size)
+            folder, made, hit = self.cache.get_or_make("corpus", key, lambda at: held_out.write(at, plan, encoder))
+        options = asdict(data) | {"cache_dir": None}
+        return PreparedData(
+            tokenizer=tokenizer,
+            train=StreamingBlocks(stream, encoder, data),
+            validation=_validation(folder, made),
+            ledger=Ledger.from_dict(made["ledger"]),
+            tokens_per_byte=tokens / size,
+            xz_bits_per_byte=made["xz_bits_per_byte"],
+            fingerprint=fingerprint(options=options, tokenizer=encoder.fingerprint, sample=fingerprint(texts=texts)),
+            cache_hit=hit,
+        )
+
+    def _open(self, key: str) -> list[Source]:
+        configs: list[SourceConfig] = getattr(self.data, key)
+        return [open_source(c, f"data.{key}[{i}]", self.data.streaming) for i, c in enumerate(configs)]
+
+    def _tokenizer(
+        self, content: str, texts: Callable[[], Iterable[str]]
+    ) -> tuple[PreTrainedTokenizerBase, CorpusEncoder]:
+        """Load the tokenizer, or train it on `texts`, which `content` identifies."""
+        path = self.tokenizer.path
+
+        def train(folder: Path) -> dict[str, Any]:
+            train_tokenizer(texts(), self.tokenizer).save_pretrained(folder)
+            return {}
+
+        if path is None:
+            key = fingerprint(content=content, tokenizer=asdict(self.tokenizer))
+            path = str(self.cache.get_or_make("tokenizer", key, train)[0])
+        tokenizer = load_tokenizer(path)
+        encoder = CorpusEncoder.of(tokenizer)
+        if self.vocab_limit is not None and encoder.vocab_size > self.vocab_limit:
+            raise InputError(
+                "tokenizer",
+                self.tokenizer.path or self.tokenizer.vocab_size,
+                f"its vocabulary has {encoder.vocab_size} tokens, and the model embeds {self.vocab_limit}",
+                f"Set the model's vocab_size to {encoder.vocab_size} or more, or choose a smaller tokenizer",
+            )
+        return tokenizer, encoder
+
+
+def _validation(folder: Path, made: dict[str, Any]) -> MixedDataset | None:
+    parts = list(open_streams(folder, made["streams"], Fate.VALIDATION).values())
+    return MixedDataset(parts, [1.0] * len(parts)) if parts else None
+
+
+def _take(stream: DocumentStream, limit: int) -> tuple[list[Document], int]:
+    """Take documents to train on from the stream's start, until they hold `limit` UTF-8 bytes; return their size."""
+    documents, size = [], 0
+    training: Iterator[Any] = (seen for seen in stream.read() if seen.fate is Fate.TRAIN)
+    for seen in training:
+        documents.append(seen.document)
+        size += seen.size
+        if size >= limit:
+            break
+    return documents, size

@@ -1,0 +1,225 @@
+"""Local files as documents: a table from suffix to reader. Bad input is named by file and row."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import difflib
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NoReturn, cast
+
+from gpt_finetune.data.config import SourceConfig
+from gpt_finetune.errors import InputError
+
+CHUNK_BYTES = 1 << 20  # a file is decoded in pieces of this size, so that large ones need not fit in memory
+PARQUET_ROWS = 1024  # rows read at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text.
+
+    Args:
+        text: The text, character for character as in the source (a leading byte order mark is not text).
+        origin: Where it stood, e.g. `books/a.jsonl:17`.
+    """
+
+    text: str
+    origin: str
+
+
+def read_file(file: Path, config: SourceConfig) -> Iterator[Document]:
+    """Read one file's documents; the suffix names the format, and what no reader knows is plain text.
+
+    Raises:
+        InputError: The file or one of its rows cannot be read as text.
+    """
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    if suffixes[-1:] == [".gz"]:
+        suffixes.pop()
+    reader = READERS.get(suffixes[-1] if suffixes else "", _read_text)
+    try:
+        yield from reader(file, config)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        _refuse(str(file), "", f"it is not a whole gzip file ({error})", "Compress it again, or drop the .gz")
+    except OSError as error:
+        _refuse(str(file), "", f"it cannot be read ({error.strerror or error})", "Check the file and its rights")
+
+
+def _read_text(file: Path, config: SourceConfig) -> Iterator[Document]:
+    if config.separator is None:
+        yield Document("".join(_text(file, config)), str(file))
+        return
+    for number, text in enumerate(_split(_text(file, config), config.separator), start=1):
+        yield Document(text, f"{file}#{number}")
+
+
+def _read_jsonl(file: Path, config: SourceConfig) -> Iterator[Document]:
+    for number, line in enumerate(_split(_text(file, config), "\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            _refuse(f"{file}:{number}", line, f"the row is not JSON ({error})", "Repair or remove the row")
+        yield _record(record, f"{file}:{number}", config)
+
+
+def _read_json(file: Path, config: SourceConfig) -> Iterator[Document]:
+    try:
+        records = json.loads("".join(_text(file, config)))
+    except json.JSONDecodeError as error:
+        _refuse(f"{file}:{error.lineno}", "", f"the file is not JSON ({error})", "Repair it; jsonl has one row a line")
+    if not isinstance(records, list):
+        _refuse(str(file), type(records).__name__, "it is not a list", "Give a list of objects or of strings")
+    for number, record in enumerate(records, start=1):
+        yield _record(record, f"{file}:{number}", config)
+
+
+def _read_csv(file: Path, config: SourceConfig) -> Iterator[Document]:
+    # The standard limit of 131072 characters a field is made for tables, not for texts.
+    csv.field_size_limit(2**31 - 1)
+    lines = (line + "\n" for line in _split(_text(file, config), "\n"))
+    # Strict: an unclosed quote would otherwise swallow the rest of the file without a word.
+    rows = csv.reader(lines, delimiter="\t" if ".tsv" in file.name.lower() else ",", strict=True)
+    try:
+        header = next((row for row in rows if row), [])
+        column = column_index(config.text_column, header, str(file))
+        for row in rows:
+            if row and len(row) != len(header):
+                problem = f"the row has {len(row)} fields, the header {len(header)}"
+                _refuse(f"{file}:{rows.line_num}", row, problem, "Put quotes around texts that hold a delimiter")
+            if row:
+                yield Document(row[column], f"{file}:{rows.line_num}")
+    except csv.Error as error:
+        _refuse(f"{file}:{rows.line_num}", "", f"the row is not CSV ({error})", "Check the quotes from this row up")
+
+
+def _read_parquet(file: Path, config: SourceConfig) -> Iterator[Document]:
+    import pyarrow as pa  # half a second of import that only this format needs
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as parquet:
+            columns = parquet.schema_arrow.names
+            kind = parquet.schema_arrow.field(column_index(config.text_column, columns, str(file))).type
+            if pa.types.is_dictionary(kind):
+                kind = kind.value_type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                remedy = f"Set text_column; the columns are: {', '.join(columns)}"
+                _refuse(str(file), config.text_column, f"the column holds {kind}, not text", remedy)
+            number = 0
+            for batch in parquet.iter_batches(PARQUET_ROWS, columns=[config.text_column]):
+                for text in batch.column(0).to_pylist():
+                    number += 1
+                    yield _record(text, f"{file}:{number}", config)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        _refuse(str(file), "", f"it is not a readable parquet file ({error})", "Write it again")
+
+
+READERS: dict[str, Callable[[Path, SourceConfig], Iterator[Document]]] = {
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+
+def text_of(value: Any, origin: str, column: str) -> str:
+    """Return the value of a text column.
+
+    Raises:
+        InputError: It is not a string.
+    """
+    if isinstance(value, str):
+        return value
+    problem = f"column {column!r} holds {type(value).__name__}, not text"
+    raise InputError(origin, value, problem, "Repair or remove the row")
+
+
+def column_index(name: str, columns: list[str], field: str) -> int:
+    """Find a column.
+
+    Args:
+        name: Name of the column.
+        columns: Names that are there.
+        field: Where they were looked for: it opens the error message.
+
+    Raises:
+        InputError: It is not among them.
+    """
+    if name in columns:
+        return columns.index(name)
+    near = difflib.get_close_matches(name, columns, n=1)
+    hint = f"Set text_column; {repr(near[0]) + ' is close, ' if near else ''}the columns are: {', '.join(columns)}"
+    raise InputError(field, name, "there is no such column", hint if columns else "Give rows with named columns")
+
+
+def _record(record: Any, origin: str, config: SourceConfig) -> Document:
+    """Take the text out of a JSON object, or a JSON string as it is."""
+    if isinstance(record, dict):
+        column_index(config.text_column, list(record), origin)
+        record = record[config.text_column]
+    return Document(text_of(record, origin, config.text_column), origin)
+
+
+def _text(file: Path, config: SourceConfig) -> Iterator[str]:
+    """Decode a file piece by piece, keeping its line ends."""
+    encoding = codecs.lookup(config.encoding).name
+    # utf-8-sig drops the byte order mark that Windows editors write; it decodes all else alike.
+    decoder = codecs.getincrementaldecoder("utf-8-sig" if encoding == "utf-8" else encoding)()
+    opener = gzip.open if file.suffix.lower() == ".gz" else open
+    count = 0
+    with cast(IO[bytes], opener(file, "rb")) as stream:
+        while True:
+            data = stream.read(CHUNK_BYTES)
+            count += len(data)
+            try:
+                text = decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                _refuse_bytes(file, error, count, config.encoding)
+            if "\0" in text:
+                _refuse(str(file), "\0", "it is a binary file: it holds NUL characters", "Leave it out; give text")
+            yield text
+            if not data:
+                return
+
+
+def _refuse_bytes(file: Path, error: UnicodeDecodeError, count: int, encoding: str) -> NoReturn:
+    # The decoder sees what it kept back plus the newest chunk: both end at `count`.
+    offset = count - len(error.object) + error.start
+    value = error.object[error.start : error.start + 8]
+    if offset == 0 and value[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        remedy = 'It opens like UTF-16: set encoding="utf-16"'
+    elif b"\0" in error.object:
+        remedy = "It looks binary: leave it out, or give it as text"
+    else:
+        remedy = 'Set encoding= to what it was written in, e.g. "gb18030" for Chinese or "latin-1"'
+    _refuse(str(file), value, f"byte {offset} is not {encoding} ({error.reason})", remedy)
+
+
+def _split(chunks: Iterator[str], separator: str) -> Iterator[str]:
+    """Split a text that comes in chunks, in time linear in its length even when no separator comes."""
+    pending: list[str] = []
+    tail = ""  # may hold the first half of a separator
+    for chunk in chunks:
+        *whole, rest = (tail + chunk).split(separator)
+        if whole:
+            yield "".join(pending) + whole[0]
+            yield from whole[1:]
+            pending.clear()
+        cut = max(0, len(rest) - len(separator) + 1)
+        pending.append(rest[:cut])
+        tail = rest[cut:]
+    yield "".join(pending) + tail
+
+
+def _refuse(field: str, value: object, problem: str, remedy: str) -> NoReturn:
+    raise InputError(field, value, problem, remedy) from None

@@ -1,0 +1,35 @@
+"""The one error that bad input raises: it names the field, the value and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used.
+
+    Recipes print it as one line and exit with code 2, without a traceback.
+
+    Args:
+        field: What was wrong, as the user wrote it: a dotted config key, or a file with its row.
+        value: The value received.
+        problem: Why it cannot be used, without a full stop.
+        remedy: What to do about it.
+    """
+
+    def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
+        self.field, self.value, self.problem, self.remedy = field, value, problem, remedy
+        end = "" if remedy.endswith((".", "?", "!")) else "."
+        super().__init__(f"{field} = {_shorten(repr(value))}: {problem}. {remedy}{end}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``did you mean 'x'?`` for the closest known name, or the list of names when none is close."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}"
+
+
+def _shorten(text: str, limit: int = 200) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,250 @@
+"""The configuration of a GPT: every architectural choice as one typed, checked field."""
+
+import difflib
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.generation import GenerationConfig
+
+# Written into every config.json, so that plain `save_pretrained` is enough for any Auto class to find the code.
+AUTO_MAP = {
+    "AutoConfig": "configuration_gpt.GPTConfig",
+    "AutoModel": "modeling_gpt.GPTModel",
+    "AutoModelForCausalLM": "modeling_gpt.GPTForCausalLM",
+}
+
+# Keys that transformers and its companions pass to or store in a config and that are not architecture.
+_LIBRARY_KEYS = frozenset(
+    {
+        "_attn_implementation_internal",
+        "_commit_hash",
+        "_experts_implementation_internal",
+        "attn_implementation",
+        "experts_implementation",
+        "model_type",
+        "name_or_path",
+        "num_labels",
+        "output_attentions",
+        "partial_rotary_factor",
+        "per_layer_config",
+        "quantization_config",
+        "rope_scaling",
+        "rope_theta",
+        "task_specific_params",
+        "tie_last_hidden_states",
+        "tokenizer_class",
+        "torch_dtype",
+    }
+)
+
+
+@strict
+class GPTConfig(PreTrainedConfig):
+    """Configuration of [`GPTModel`] and its heads; the defaults are GPT-2 small (Radford et al. 2019).
+
+    The fields bear transformers' long names; GPT-2's short ones (`n_embd`, `n_layer`, `n_head`, `n_positions`,
+    `n_inner`, `resid_pdrop`, …) are accepted as aliases. A field that does not exist is an error, never ignored.
+
+    Args:
+        vocab_size: Number of token ids, special tokens included.
+        hidden_size: Width of the residual stream.
+        num_hidden_layers: Number of blocks.
+        num_attention_heads: Query heads a layer.
+        num_key_value_heads: Key and value heads a layer: as many as query heads (None), fewer for grouped-query
+            attention (arXiv:2305.13245), 1 for multi-query.
+        head_dim: Width of one head; None means `hidden_size / num_attention_heads`.
+        intermediate_size: Inner width of the MLP; None means 4 x `hidden_size`, or 8/3 of it, rounded up to a
+            multiple of 64, when the MLP is gated.
+        max_position_embeddings: Longest sequence, in tokens.
+        position_embedding_type: `learned` table (GPT-1, GPT-2, GPT-3), fixed `sinusoidal` waves (arXiv:1706.03762
+            section 3.5), `rotary` (arXiv:2104.09864) or `none`.
+        rope_parameters: `{"rope_type", "rope_theta", …}` as everywhere in transformers; rotary only.
+        norm_type: `layernorm` or `rmsnorm` (arXiv:1910.07467).
+        norm_position: `pre` (GPT-2) or `post` (GPT-1 and the 2017 Transformer).
+        norm_eps: Constant added to the variance.
+        hidden_act: `gelu_new` (the tanh form), `gelu`, `relu`, `relu2` (squared, arXiv:2109.08668) or `silu`.
+        gated_mlp: Multiply the activation by a second projection (arXiv:2002.05202).
+        attention_bias: Biases on the four attention projections.
+        mlp_bias: Biases on the MLP projections.
+        qk_norm: Normalise queries and keys per head before they are rotated (arXiv:2010.04245).
+        layer_types: One entry a layer, `full_attention` or `sliding_attention`; None means all full.
+        sliding_window: Tokens that a sliding layer sees, the current one included.
+        embedding_dropout: Dropout after the embeddings.
+        attention_dropout: Dropout on attention weights.
+        residual_dropout: Dropout on what each sub-layer adds to the residual stream.
+        initializer_range: Standard deviation of the initial weights.
+        scale_residual_init: Divide it by sqrt(2 x layers) for projections into the residual stream
+            (GPT-2, section 2.3).
+        tie_word_embeddings: Share the output head with the token embedding.
+        use_cache: Return keys and values for decoding.
+        bos_token_id: Begin-of-text id.
+        eos_token_id: End-of-text id, or several.
+        pad_token_id: Padding id, of its own.
+
+    Raises:
+        ValueError: A field is unknown, has a wrong type, or contradicts another one.
+    """
+
+    model_type = "gpt_finetune"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    attribute_map: ClassVar[dict[str, str]] = {
+        "n_embd": "hidden_size",
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+        "n_positions": "max_position_embeddings",
+        "n_ctx": "max_position_embeddings",
+        "n_inner": "intermediate_size",
+        "activation_function": "hidden_act",
+        "layer_norm_epsilon": "norm_eps",
+        "rms_norm_eps": "norm_eps",
+        "embd_pdrop": "embedding_dropout",
+        "attn_pdrop": "attention_dropout",
+        "resid_pdrop": "residual_dropout",
+    }
+    base_model_tp_plan: ClassVar[dict[str, str]] = {
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+    base_model_pp_plan: ClassVar[dict[str, tuple[list[str], list[str]]]] = {
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
+
+    vocab_size: int = 50257
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    intermediate_size: int | None = None
+    max_position_embeddings: int = 1024
+    position_embedding_type: Literal["learned", "sinusoidal", "rotary", "none"] = "learned"
+    rope_parameters: dict | None = None
+    norm_type: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_position: Literal["pre", "post"] = "pre"
+    norm_eps: float = 1e-5
+    hidden_act: Literal["gelu_new", "gelu", "relu", "relu2", "silu"] = "gelu_new"
+    gated_mlp: bool = False
+    attention_bias: bool = True
+    mlp_bias: bool = True
+    qk_norm: bool = False
+    layer_types: list[str] | None = None
+    sliding_window: int | None = None
+    embedding_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    residual_dropout: float = 0.0
+    initializer_range: float = 0.02
+    scale_residual_init: bool = True
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+    auto_map: dict[str, str] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Resolve aliases and defaults that depend on other fields; refuse unknown fields."""
+        for alias, name in self.attribute_map.items():
+            if alias in kwargs:
+                setattr(self, name, kwargs.pop(alias))
+        self._refuse_unknown(kwargs)
+        rope_was_given = bool(self.rope_parameters or kwargs.keys() & {"rope_scaling", "rope_theta"})
+
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            _require(
+                self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads == 0,
+                f"hidden_size={self.hidden_size} is not divisible by num_attention_heads={self.num_attention_heads}: "
+                "choose a multiple, or set head_dim",
+            )
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.intermediate_size is None:
+            self.intermediate_size = 64 * -(-self.hidden_size // 24) if self.gated_mlp else 4 * self.hidden_size
+        if self.layer_types is None:
+            self.layer_types = ["full_attention"] * self.num_hidden_layers
+        self.auto_map = self.auto_map or dict(AUTO_MAP)
+
+        super().__post_init__(**kwargs)
+        if self.position_embedding_type != "rotary":
+            _require(
+                not rope_was_given,
+                f"rope_parameters={self.rope_parameters} has no effect with position_embedding_type="
+                f"{self.position_embedding_type!r}: leave it out, or use 'rotary'",
+            )
+            self.rope_parameters = None
+
+    def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
+        generation_keys = GenerationConfig._get_default_generation_params().keys()
+        unknown = kwargs.keys() - _LIBRARY_KEYS - generation_keys
+        known = [*self.__dataclass_fields__, *self.attribute_map]
+        for name in sorted(unknown):
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {self.attribute_map.get(close[0], close[0])}?" if close else "see GPTConfig's fields"
+            raise ValueError(f"{name}={kwargs[name]!r}: there is no such field; {hint}")
+
+    def validate_architecture(self) -> None:
+        """Check fields against each other (called by `@strict` on construction and on saving)."""
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "intermediate_size",
+            "max_position_embeddings",
+        ):
+            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: it must be at least 1")
+        for name in ("embedding_dropout", "attention_dropout", "residual_dropout"):
+            _require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)}: it must be in [0, 1)")
+        _require(
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            f"num_attention_heads={self.num_attention_heads} is not divisible by "
+            f"num_key_value_heads={self.num_key_value_heads}: each key head serves a whole group of query heads",
+        )
+        _require(
+            self.position_embedding_type != "rotary" or self.head_dim % 2 == 0,
+            f"head_dim={self.head_dim} is odd: rotary positions turn pairs of coordinates, so it must be even",
+        )
+        _require(
+            self.position_embedding_type != "sinusoidal" or self.hidden_size % 2 == 0,
+            f"hidden_size={self.hidden_size} is odd: sinusoidal positions pair sine with cosine, so it must be even",
+        )
+        _require(
+            len(self.layer_types) == self.num_hidden_layers,
+            f"layer_types has {len(self.layer_types)} entries for num_hidden_layers={self.num_hidden_layers}",
+        )
+        unknown = set(self.layer_types) - {"full_attention", "sliding_attention"}
+        _require(not unknown, f"layer_types has {sorted(unknown)}: use 'full_attention' or 'sliding_attention'")
+        slides = "sliding_attention" in self.layer_types
+        _require(
+            slides == (self.sliding_window is not None),
+            f"sliding_window={self.sliding_window} with layer_types={self.layer_types}: "
+            "'sliding_attention' layers and a window need each other",
+        )
+        _require(not slides or self.sliding_window >= 1, f"sliding_window={self.sliding_window}: it must be at least 1")
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            ids = getattr(self, name)
+            for token_id in ids if isinstance(ids, list) else [ids]:
+                _require(
+                    token_id is None or 0 <= token_id < self.vocab_size,
+                    f"{name}={token_id} is outside the vocabulary of vocab_size={self.vocab_size}",
+                )
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+GPTConfig.register_for_auto_class()
+
+__all__ = ["GPTConfig"]

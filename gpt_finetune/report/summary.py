@@ -1,0 +1,299 @@
+"""The numbers of a run as people read them; the page and the model card share them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from gpt_finetune.report.folder import Run, number
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How one figure is named and written."""
+
+    label: str
+    unit: str = ""
+    digits: int = 3
+    lower_is_better: bool = False
+
+
+METRICS = {
+    "bits_per_byte": Metric("Bits per byte", "bits per byte", lower_is_better=True),
+    "eval_loss": Metric("Validation loss", "nats per token", lower_is_better=True),
+    "perplexity": Metric("Perplexity", "per token", 2, lower_is_better=True),
+    "tokens_per_second": Metric("Throughput", "tokens per second"),
+    "mfu": Metric("FLOPs utilisation", "of the ceiling (MFU)"),
+    "peak_memory_mb": Metric("Peak memory"),
+    "eval_tokens": Metric("Held-out tokens"),
+}
+# Said of the run or its data, not of how good the model is.
+COST = ("tokens_per_second", "mfu", "peak_memory_mb", "eval_tokens")
+
+# What becomes of all that came in; any other count in the ledger is a reason for dropping, or stands aside.
+FATES = ("trained", "validation", "masked", "dropped")
+_FATE_ALIASES = {"total": "in", "train": "trained"}
+_ASIDE = {
+    "separators": "separator tokens added",
+    "padding": "padding tokens added",
+    "per_epoch": "target tokens per epoch",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure, written out: ``1.305``, ``bits per byte``."""
+
+    label: str
+    value: str
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One line of the comparison; ``share`` is its length in percent of the longest."""
+
+    name: str
+    value: str
+    share: float
+    ours: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The run in one line, and beside its baselines; ``key`` is its leading figure's."""
+
+    key: str
+    value: str
+    unit: str
+    sentence: str
+    bars: list[Bar]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where text came from, and how much."""
+
+    name: str
+    amount: str
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """One line of the ledger; a reason is a part of what was dropped."""
+
+    label: str
+    is_reason: bool
+    cells: list[str]
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Where every document and token went, and whether the books balance."""
+
+    columns: list[str]
+    rows: list[LedgerRow]
+    balance: str
+
+
+def metric(key: str) -> Metric:
+    """Return how to write a figure; an unknown one is labelled by its key."""
+    return METRICS.get(key, Metric(key.removeprefix("eval_").replace("_", " ").capitalize()))
+
+
+def write_figure(key: str, value: float) -> Figure:
+    """Write out one figure with its unit."""
+    known = metric(key)
+    if key == "mfu":
+        return Figure(known.label, f"{value:.1%}", known.unit)
+    if key in ("tokens_per_second", "eval_tokens"):
+        return Figure(known.label, count(value), known.unit)
+    if key == "peak_memory_mb":
+        return Figure(known.label, f"{value / 1000:.2f} GB" if value >= 1000 else f"{value:.0f} MB")
+    unit = known.unit if known.unit != known.label.lower() else ""
+    return Figure(known.label, fixed(value, known.digits), unit)
+
+
+def figures(run: Run, without: str = "") -> list[Figure]:
+    """Return what was reached, then what it cost; ``without`` leaves out the figure of that key."""
+    found = {key: value for key, value in run.figures.items() if key != without}
+    model = run.section("model")
+    written = [write_figure(key, found[key]) for key in sorted(found, key=_metric_order) if key not in COST]
+    if (parameters := number(model.get("parameters"))) is not None:
+        embedding = number(model.get("parameters_embedding"))
+        note = f"{count(embedding)} of them embeddings" if embedding else ""
+        written.append(Figure("Parameters", count(parameters), note))
+    if (tokens := run.last("tokens")) is not None:
+        steps = run.last("step")
+        written.append(Figure("Tokens seen", count(tokens), f"in {steps:,.0f} steps" if steps else ""))
+    seconds = number(run.record.get("duration_s"))
+    if (seconds := run.last("elapsed_s") if seconds is None else seconds) is not None:
+        written.append(Figure("Time", duration(seconds)))
+    written += [write_figure(key, found[key]) for key in COST if key in found]
+    return written
+
+
+def verdict(run: Run) -> Verdict:
+    """Put the run's leading figure beside its baselines."""
+    found, baselines = run.figures, run.baselines
+    quality = sorted((key for key in found if key not in COST), key=_metric_order)
+    # A figure that a baseline shares says more than one that stands alone.
+    key = next((key for key in quality if any(key in others for others in baselines.values())), None)
+    key = key or next(iter(quality), None)
+    if key is None:
+        return Verdict(
+            "", "", "", "No evaluation yet." if run.status == "running" else "No evaluation was recorded.", []
+        )
+    known, ours = metric(key), found[key]
+    others = {name: values[key] for name, values in baselines.items() if key in values}
+    sentence = "on held-out text"
+    if held_out := number(run.section("data").get("validation_bytes")):
+        sentence = f"on {size(held_out)} of held-out text"
+    if others:
+        best = (min if known.lower_is_better else max)(others, key=others.__getitem__)
+        sentence += f", {_compare(ours, others[best])} {best}"
+    ranked = sorted(
+        [(run.name, ours, True)] + [(name, value, False) for name, value in others.items()],
+        key=lambda entry: entry[1],
+        reverse=not known.lower_is_better,
+    )
+    longest = max((abs(value) for _, value, _ in ranked), default=0.0) or 1.0
+    bars = [
+        Bar(name, fixed(value, known.digits), 100 * abs(value) / longest, is_ours) for name, value, is_ours in ranked
+    ]
+    unit = known.unit or known.label.lower()
+    return Verdict(key, fixed(ours, known.digits), unit, sentence + ".", bars if others else [])
+
+
+def ledger(run: Run) -> Ledger | None:
+    """Lay out the ledger of all sources as a table: documents, bytes and tokens across, their fates down."""
+    book = run.section("data").get("ledger")
+    account = _mapping(_mapping(book).get("total") or book)
+    fates = {unit: _fates(counts) for unit, counts in account.items() if isinstance(counts, Mapping) and counts}
+    if not fates:
+        return None
+    reasons = sorted({name for counts in fates.values() for name in counts} - {"in", *FATES, *_ASIDE})
+    rows = [
+        LedgerRow(name.replace("_", " "), name in reasons, cells)
+        for name in ("in", *FATES, *reasons)
+        if any(cells := [f"{counts[name]:,.0f}" if name in counts else "" for counts in fates.values()])
+    ]
+    wrong = [
+        f"{unit} {missing:+,.0f}"
+        for unit, counts in fates.items()
+        if "in" in counts and (missing := sum(counts.get(fate, 0) for fate in FATES) - counts["in"])
+    ]
+    balance = f"The books do not balance: {', '.join(wrong)}" if wrong else f"in = {' + '.join(FATES)}"
+    aside = [
+        f"{counts[name]:,.0f} {label}"
+        for counts in fates.values()
+        for name, label in _ASIDE.items()
+        if counts.get(name)
+    ]
+    return Ledger(list(fates), rows, ". Beside these: ".join(filter(None, [balance, ", ".join(aside)])) + ".")
+
+
+def sources(run: Run) -> list[Source]:
+    """Return the data sources, with what came from each where the ledger tells."""
+    data = run.section("data")
+    accounts = _mapping(data.get("ledger")).get("sources")
+    if isinstance(accounts, list) and accounts:
+        return [Source(str(_mapping(account).get("source")), _intake(_mapping(account))) for account in accounts]
+    listed = data.get("sources")
+    return [Source(str(source), "") for source in (listed if isinstance(listed, list) else [])]
+
+
+def load_snippet(run: Run) -> str:
+    """Return Python code that loads the model in a fresh process, without this package."""
+    where = run.section("model").get("hub_id") or f"path/to/{run.folder_name}"
+    prompt = next((str(sample["prompt"]) for sample in run.samples if sample.get("prompt")), "Once upon a time")
+    return f"""from transformers import AutoModelForCausalLM, AutoTokenizer
+
+path = {_quote(where)}
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
+
+inputs = tokenizer({_quote(prompt)}, return_tensors="pt")
+outputs = model.generate(**inputs, max_new_tokens=100, do_sample=True, temperature=0.8)
+print(tokenizer.decode(outputs[0], skip_special_tokens=True))"""
+
+
+def count(value: float) -> str:
+    """Write a count in three significant digits: 853, 12.3k, 1.25M."""
+    for suffix in ("", "k", "M", "B", "T"):
+        if abs(value) < 999.5 or suffix == "T":
+            return (f"{value:.3g}" if suffix or value % 1 else f"{value:.0f}") + suffix
+        value /= 1000
+    raise AssertionError
+
+
+def size(value: float) -> str:
+    """Write a number of bytes: 12.3 kB."""
+    short = count(value)
+    return f"{short[:-1]} {short[-1].replace('B', 'G')}B" if short[-1].isalpha() else f"{short} B"
+
+
+def duration(seconds: float) -> str:
+    """Write a time in its two largest units: 4 min 12 s."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
+    first = next(index for index, (amount, _) in enumerate(parts) if amount)
+    return " ".join(f"{amount} {unit}" for amount, unit in parts[first : first + 2] if amount)
+
+
+def moment(value: object) -> str:
+    """Write an ISO time to the minute; anything else as it is."""
+    text = str(value or "")
+    try:
+        return f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M %Z}".strip()
+    except ValueError:
+        return text
+
+
+def fixed(value: float, digits: int = 3) -> str:
+    """Write a figure with fixed digits, or few significant ones where those would say nothing."""
+    return f"{value:,.{digits}f}" if 0.01 <= abs(value) < 1e6 or not value else f"{value:.3g}"
+
+
+def _quote(text: object) -> str:
+    return json.dumps(str(text), ensure_ascii=False)  # JSON's strings are Python's too
+
+
+def _compare(ours: float, other: float) -> str:
+    if not other or abs(ours / other - 1) < 0.0005:
+        return "the same as" if other else "beside"
+    return f"{abs(ours / other - 1):.1%} {'below' if ours < other else 'above'}"
+
+
+def _metric_order(key: str) -> tuple[int, str]:
+    known = list(METRICS)
+    return (known.index(key) if key in known else len(known), key)
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _fates(counts: Mapping[str, object]) -> dict[str, float]:
+    """Return one unit's counts under this page's names; what was dropped is the sum of its reasons unless given."""
+    # A mapping below "dropped" holds its reasons.
+    flat = {**counts, **_mapping(counts.get("dropped"))}
+    fates = {_FATE_ALIASES.get(name, name): value for name, raw in flat.items() if (value := number(raw)) is not None}
+    reasons = [value for name, value in fates.items() if name not in ("in", *FATES, *_ASIDE)]
+    return fates if "dropped" in fates or not reasons else fates | {"dropped": sum(reasons)}
+
+
+def _intake(account: Mapping[str, object]) -> str:
+    """Return how much one source gave: ``12 documents · 3.4 kB · 1.2k tokens``."""
+    amounts = []
+    for unit, counts in account.items():
+        amount = number(_mapping(counts).get("total"))
+        if amount is not None:
+            amounts.append(size(amount) if unit == "bytes" else f"{count(amount)} {unit}")
+    return " · ".join(amounts)

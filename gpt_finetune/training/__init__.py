@@ -1,0 +1,1 @@
+"""Training: the arguments, the Trainer, what a run writes."""

@@ -1,0 +1,210 @@
+"""The training section of a configuration, and the `TrainingArguments` that it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from gpt_finetune.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+
+@dataclass
+class TrainConfig:
+    """How to train.
+
+    Args:
+        max_steps: Optimiser steps; null means `epochs` decides.
+        epochs: Passes over the data, when max_steps is null.
+        batch_size: Rows a process in one forward pass.
+        accumulation: Forward passes summed into one optimiser step; loss and gradient equal the big batch's.
+        optimizer: Any of transformers' optimisers by name; adamw is torch's fused one.
+        learning_rate: Peak learning rate.
+        schedule: Shape after warm-up: cosine, wsd (warm-up, stable, decay), linear or constant.
+        warmup_steps: Optimiser steps of linear warm-up.
+        decay_steps: Optimiser steps of the final decay (wsd only); null means a fifth of all.
+        min_learning_rate: Where cosine and wsd end, as a fraction of the peak.
+        weight_decay: Decay of matrices; norms and biases have none.
+        beta1: Decay of the first moment.
+        beta2: Decay of the second moment.
+        max_grad_norm: Clip the gradient's norm here; 0 does not clip.
+        precision: Arithmetic: auto takes bfloat16 where this machine is faster at it (measured), else float32.
+            Weights stay float32.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        compile: Compile the model with torch.compile.
+        eval_batch_size: Rows a process in one evaluation pass; null means batch_size. Does not change the figures.
+        eval_steps: Optimiser steps between evaluations; null means only at the end.
+        log_steps: Optimiser steps between lines of metrics.
+        save_steps: Optimiser steps between checkpoints to resume from; null means none.
+        save_total_limit: How many checkpoints to keep, the newest ones.
+        workers: Processes that load data; 0 loads in the training process.
+        report_to: Trackers besides metrics.jsonl: tensorboard, trackio.
+        seed: Seed of weights, order and dropout.
+        trainer: Any further field of transformers.TrainingArguments, e.g. `train.trainer.label_smoothing_factor=0.1`.
+    """
+
+    max_steps: int | None = None
+    epochs: float = 1.0
+    batch_size: int = 8
+    accumulation: int = 1
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
+    schedule: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
+    warmup_steps: int = 0
+    decay_steps: int | None = None
+    min_learning_rate: float = 0.1
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    max_grad_norm: float = 1.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    eval_batch_size: int | None = None
+    eval_steps: int | None = None
+    log_steps: int = 10
+    save_steps: int | None = None
+    save_total_limit: int = 2
+    workers: int = 0
+    report_to: list[Literal["tensorboard", "trackio"]] = field(default_factory=list)
+    seed: int = 0
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check ranges; costs nothing."""
+        for name in (
+            "max_steps",
+            "batch_size",
+            "accumulation",
+            "eval_batch_size",
+            "eval_steps",
+            "log_steps",
+            "save_steps",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"train.{name}", value, "it must be at least 1", "Raise it")
+        for name in ("epochs", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"train.{name}", getattr(self, name), "it must be above 0", "Raise it")
+        for name in ("warmup_steps", "weight_decay", "max_grad_norm", "min_learning_rate"):
+            if getattr(self, name) < 0:
+                raise InputError(
+                    f"train.{name}", getattr(self, name), "it must not be negative", "Raise it to 0 or more"
+                )
+        if self.max_steps is not None and self.warmup_steps > self.max_steps:
+            problem = f"warm-up is longer than max_steps={self.max_steps}"
+            raise InputError("train.warmup_steps", self.warmup_steps, problem, "Lower it")
+
+
+@dataclass
+class SampleConfig:
+    """Text samples, written at each evaluation.
+
+    Args:
+        prompts: What to go on from; empty samples none.
+        max_new_tokens: Length of a sample, in tokens.
+        temperature: 0 takes the likeliest token each time; 1 samples from the model as it is.
+        top_p: Sample from the likeliest tokens that together have this probability.
+        seed: Seed of the samples; training's own random numbers are not touched.
+    """
+
+    prompts: list[str] = field(default_factory=list)
+    max_new_tokens: int = 64
+    temperature: float = 0.8
+    top_p: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check ranges; costs nothing."""
+        if self.max_new_tokens < 1:
+            raise InputError("sample.max_new_tokens", self.max_new_tokens, "it must be at least 1", "Raise it")
+        if self.temperature < 0:
+            raise InputError("sample.temperature", self.temperature, "it must not be negative", "Use 0 for greedy")
+        if not 0 < self.top_p <= 1:
+            raise InputError("sample.top_p", self.top_p, "it is a probability above 0", "Use 1 to keep every token")
+
+
+# schedule -> (transformers' name, its keyword arguments)
+_SCHEDULES: dict[str, tuple[str, Callable[[TrainConfig], dict[str, Any]]]] = {
+    "cosine": ("cosine_with_min_lr", lambda c: {"min_lr_rate": c.min_learning_rate}),
+    "wsd": (
+        "warmup_stable_decay",
+        lambda c: {"num_decay_steps": c.decay_steps, "decay_type": "linear", "min_lr_ratio": c.min_learning_rate},
+    ),
+    "linear": ("linear", lambda c: {}),
+    "constant": ("constant_with_warmup", lambda c: {}),
+}
+_OPTIMIZERS = {"adamw": "adamw_torch_fused"}
+
+
+def training_arguments(config: TrainConfig, output_dir: Path, *, evaluate: bool = True) -> TrainingArguments:
+    """Translate the section into transformers' own arguments; `config.trainer` has the last word.
+
+    Args:
+        config: The training section.
+        output_dir: The run's folder; checkpoints go below it.
+        evaluate: Whether there is something to evaluate on.
+
+    Raises:
+        InputError: `config.trainer` has a field that transformers does not, or transformers refuses a value.
+    """
+    import torch
+    from transformers import TrainingArguments
+
+    from gpt_finetune.training.throughput import resolve_precision
+
+    use_cpu = not torch.accelerator.is_available()
+    schedule, schedule_arguments = _SCHEDULES[config.schedule]
+    values: dict[str, Any] = {
+        "output_dir": str(output_dir),
+        "max_steps": config.max_steps or -1,
+        "num_train_epochs": config.epochs,
+        "per_device_train_batch_size": config.batch_size,
+        "per_device_eval_batch_size": config.eval_batch_size or config.batch_size,
+        "gradient_accumulation_steps": config.accumulation,
+        "optim": _OPTIMIZERS.get(config.optimizer, config.optimizer),
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": schedule,
+        "lr_scheduler_kwargs": schedule_arguments(config),
+        "warmup_steps": config.warmup_steps,
+        "weight_decay": config.weight_decay,
+        "adam_beta1": config.beta1,
+        "adam_beta2": config.beta2,
+        "max_grad_norm": config.max_grad_norm,
+        "bf16": resolve_precision(config.precision, "cpu" if use_cpu else "cuda") == "bfloat16",
+        "activation_checkpointing": config.gradient_checkpointing,
+        "torch_compile": config.compile,
+        "eval_strategy": "steps" if evaluate and config.eval_steps else "no",
+        "eval_steps": config.eval_steps,
+        "logging_steps": config.log_steps,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # a NaN must be seen: the filter would log the average of earlier losses
+        "save_strategy": "steps" if config.save_steps else "no",
+        "save_steps": config.save_steps or 500,
+        "save_total_limit": config.save_total_limit,
+        "prediction_loss_only": True,
+        "dataloader_num_workers": config.workers,
+        "dataloader_persistent_workers": config.workers > 0,
+        "dataloader_pin_memory": not use_cpu,
+        "remove_unused_columns": False,
+        "ddp_find_unused_parameters": False,
+        "report_to": list(config.report_to) or "none",
+        "seed": config.seed,
+        "use_cpu": use_cpu,
+        "log_level": "warning",
+    }
+    known = set(TrainingArguments.__dataclass_fields__)
+    for name in config.trainer:
+        if name not in known:
+            raise InputError(
+                f"train.trainer.{name}", config.trainer[name], "no such argument", did_you_mean(name, known)
+            )
+    try:
+        return TrainingArguments(**{**values, **config.trainer})
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError("train", config.trainer or "…", str(error), "Mend the train section") from None

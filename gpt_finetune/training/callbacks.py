@@ -1,0 +1,157 @@
+"""What a run writes and shows while it goes on: metrics, samples, one line a log."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+
+from gpt_finetune.generation import generate
+from gpt_finetune.training.arguments import SampleConfig
+
+
+class MetricsWriter(TrainerCallback):
+    """Appends each log to `metrics.jsonl`, one JSON object a line.
+
+    Args:
+        path: The file. Lines beyond the step that a run resumes from are removed: those steps happen again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._start = time.perf_counter()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock, going on from what is there."""
+        if not state.is_world_process_zero:
+            return
+        kept = [row for row in read_json_lines(self.path) if row.get("step", 0) <= state.global_step]
+        kept = kept if state.global_step else []
+        self._start = time.perf_counter() - max((row.get("elapsed_s", 0.0) for row in kept), default=0.0)
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Write one line; the keys lose their `eval_`, which becomes the split."""
+        if not state.is_world_process_zero or not logs or not logs.keys() & {"loss", "eval_loss"}:
+            return
+        split = "eval" if "eval_loss" in logs else "train"
+        figures = {key.removeprefix("eval_"): value for key, value in logs.items()}
+        elapsed = round(time.perf_counter() - self._start, 3)
+        row = {"step": state.global_step, "elapsed_s": elapsed, "split": split, **figures}
+        append_json_line(self.path, row)
+
+
+class SampleWriter(TrainerCallback):
+    """Generates from fixed prompts at each evaluation; shows them and appends them to `samples.jsonl`.
+
+    Args:
+        config: Prompts and sampling options.
+        tokenizer: The model's.
+        path: The file.
+        console: Where to show them.
+    """
+
+    def __init__(self, config: SampleConfig, tokenizer: PreTrainedTokenizerBase, path: Path, console: Console) -> None:
+        self.config, self.tokenizer, self.path, self.console = config, tokenizer, path, console
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep the samples of the steps before the one that a run resumes from, and no others."""
+        if state.is_world_process_zero:
+            kept = [row for row in read_json_lines(self.path) if 0 < row.get("step", 0) <= state.global_step]
+            self.path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Sample from each prompt."""
+        if not state.is_world_process_zero:
+            return
+        for prompt in self.config.prompts:
+            text = sample(model, self.tokenizer, prompt, self.config)
+            append_json_line(
+                self.path,
+                {
+                    "step": state.global_step,
+                    "prompt": prompt,
+                    "text": text,
+                    "seed": self.config.seed,
+                    "temperature": self.config.temperature,
+                    "top_p": self.config.top_p,
+                },
+            )
+            self.console.print(prompt, style="bold", end="", markup=False, highlight=False)
+            self.console.print(text, style="cyan", markup=False, highlight=False)
+
+
+def sample(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, config: SampleConfig) -> str:
+    """Return the continuation of one prompt, without touching the global random state or the model's mode.
+
+    The sample is shortened to what the model's positions hold.
+    """
+    choice: dict[str, Any] = {"do_sample": False}
+    if config.temperature > 0:
+        choice = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
+    used = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    length = min(config.max_new_tokens, model.config.max_position_embeddings - max(used, 1))
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+            torch.manual_seed(config.seed)
+            return generate(model, tokenizer, [prompt], length, **choice)[0]
+    finally:
+        model.train(was_training)
+
+
+# log key -> (label, format), in the order shown
+_SHOWN = {
+    "loss": ("loss", ".3f"),
+    "eval_loss": ("eval loss", ".4f"),
+    "perplexity": ("ppl", ".1f"),
+    "eval_perplexity": ("ppl", ".2f"),
+    "bits_per_byte": ("bits/byte", ".3f"),
+    "eval_bits_per_byte": ("bits/byte", ".4f"),
+    "learning_rate": ("lr", ".2e"),
+    "grad_norm": ("grad", ".2f"),
+    "tokens_per_second": ("tokens/s", ",.0f"),
+    "mfu": ("mfu", ".0%"),
+    "peak_memory_mb": ("MB", ",.0f"),
+}
+
+
+class Progress(ProgressCallback):
+    """transformers' progress bars with time left; a log is one line of the figures that people look for."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Show one line above the bar."""
+        if not state.is_world_process_zero or not logs or not logs.keys() & {"loss", "eval_loss"}:
+            return
+        parts = [f"{label} {logs[key]:{form}}" for key, (label, form) in _SHOWN.items() if key in logs]
+        line = f"step {state.global_step}/{state.max_steps}  " + "  ".join(parts)
+        if self.training_bar is not None:
+            self.training_bar.write(line)
+        else:
+            print(line)
+
+
+def append_json_line(path: Path, row: dict[str, Any]) -> None:
+    """Append one JSON object and a newline in a single write."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_json_lines(path: Path) -> Sequence[dict[str, Any]]:
+    """Read the objects of a JSON-lines file; a missing file has none, and a last line cut by a kill is left out."""
+    rows = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").split("\n"):  # splitlines would also cut at U+2028
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return rows

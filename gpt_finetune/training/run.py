@@ -1,0 +1,211 @@
+"""A run's folder: refused, resumed or replaced at the start; its receipt, card and report at the end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from gpt_finetune.config import command_line, to_yaml
+from gpt_finetune.errors import InputError
+from gpt_finetune.training.arguments import SampleConfig
+
+log = logging.getLogger(__name__)
+
+RECEIPT = "run.json"
+
+
+class Run:
+    """The folder of one run.
+
+    Args:
+        folder: Where everything goes.
+        recipe: Name of the recipe, for the receipt.
+        config: The recipe's configuration, written as `config.yaml`.
+        resume: Go on from the last checkpoint in the folder.
+        overwrite: Remove the run that the folder holds.
+
+    Raises:
+        InputError: The folder cannot be written, holds a run and neither switch is given, or holds something else.
+    """
+
+    def __init__(self, folder: str, recipe: str, config: Any, *, resume: bool = False, overwrite: bool = False) -> None:
+        self.folder = Path(folder)
+        self.main = os.environ.get("RANK", "0") == "0"
+        self.checkpoint: str | None = None
+        self._begin = time.perf_counter()
+        if resume and overwrite:
+            raise InputError("resume", True, "overwrite=true is given too", "Give one of them")
+        # Every process looks before the first one writes: a later one would see what the first has just made.
+        if self.main:
+            self._claim(resume, overwrite)
+        if resume:
+            self.checkpoint = self._last_checkpoint()
+        self.receipt: dict[str, Any] = {
+            "title": self.folder.name,
+            "recipe": recipe,
+            "command": command_line(),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "status": "running",
+        }
+        if self.main:
+            self.write("config.yaml", to_yaml(config))
+            self.save_receipt()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        """Say in the receipt when the run did not end by itself."""
+        if error is not None and self.main:
+            self.receipt |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+            self.save_receipt()
+
+    def _claim(self, resume: bool, overwrite: bool) -> None:
+        held = (self.folder / RECEIPT).exists()
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError("output_dir", str(self.folder), "it is a file", "Give a folder")
+        if not held and self.folder.exists() and any(self.folder.iterdir()):
+            raise InputError("output_dir", str(self.folder), "it is not empty and holds no run", "Give a new folder")
+        if held and not (resume or overwrite):
+            remedy = "Add --resume to go on from its last checkpoint, --overwrite to replace it, or give another folder"
+            raise InputError("output_dir", str(self.folder), "it already holds a run", remedy)
+        if resume and not held:
+            raise InputError("resume", True, f"{self.folder} holds no run", "Leave resume out to start one")
+        if held and overwrite:
+            log.warning("removing the run in %s (overwrite=true)", self.folder)
+            shutil.rmtree(self.folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.folder / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            problem = error.strerror or "it cannot be written"
+            raise InputError("output_dir", str(self.folder), problem, "Give a folder that you may write to") from None
+
+    def _last_checkpoint(self) -> str:
+        from transformers.trainer_utils import get_last_checkpoint
+
+        found = get_last_checkpoint(str(self.folder))
+        if found is None:
+            remedy = "Set train.save_steps to have one next time, or start again with --overwrite"
+            raise InputError("resume", True, f"{self.folder} holds no checkpoint", remedy)
+        return str(found)
+
+    def callbacks(self, samples: SampleConfig, tokenizer: Any) -> list[Any]:
+        """Return what writes the run's metrics and samples while it goes on."""
+        from rich.console import Console
+
+        from gpt_finetune.training.callbacks import MetricsWriter, SampleWriter
+
+        console = Console(stderr=True)
+        return [
+            MetricsWriter(self.folder / "metrics.jsonl"),
+            SampleWriter(samples, tokenizer, self.folder / "samples.jsonl", console),
+        ]
+
+    def write(self, name: str, text: str) -> None:
+        """Write one file of the folder whole: a reader sees the old text or the new, never half."""
+        staged = self.folder / f".{name}.part"
+        staged.write_text(text, encoding="utf-8")
+        staged.replace(self.folder / name)
+
+    def save_receipt(self) -> None:
+        """Write what is known so far."""
+        self.write(RECEIPT, json.dumps(self.receipt, indent=2, ensure_ascii=False) + "\n")
+
+    def describe(self, trainer: Any, prepared: Any, config: Any) -> None:
+        """Put model, data and environment into the receipt, before training starts."""
+        from gpt_finetune.training.throughput import flops_per_token
+
+        model = trainer.model
+        self.receipt |= {
+            "environment": environment(trainer),
+            "model": {
+                "preset": None if config.model.from_pretrained else config.model.preset,
+                "base_model": config.model.from_pretrained,
+                "parameters": model.num_parameters(),
+                "parameters_embedding": model.num_parameters() - model.num_parameters(exclude_embeddings=True),
+                "flops_per_token": flops_per_token(model, config.data.block_size),
+            },
+            "data": {
+                "sources": [source.path for source in config.data.sources],
+                "ledger": prepared.ledger.to_dict(),
+                "fingerprint": prepared.fingerprint,
+                "validation_bytes": prepared.validation_bytes,
+            },
+        }
+        if prepared.xz_bits_per_byte is not None:
+            self.receipt["baselines"] = {"xz -9e": {"bits_per_byte": prepared.xz_bits_per_byte}}
+        if self.main:
+            self.save_receipt()
+
+    def finish(self, trainer: Any, figures: dict[str, float]) -> None:
+        """Save the model with its tokenizer, the receipt, the card, the curves and the report.
+
+        Args:
+            trainer: The trainer; every process calls, the first one writes.
+            figures: The run's final figures.
+        """
+        trainer.save_model(str(self.folder))
+        if not self.main:
+            return
+        from gpt_finetune.hub import write_card
+        from gpt_finetune.report import write_report
+
+        # Trainer's pickled arguments say nothing that config.yaml does not, and a pickle is no file to pass on.
+        (self.folder / "training_args.bin").unlink(missing_ok=True)
+        self.receipt |= {
+            "status": "finished",
+            "duration_s": round(time.perf_counter() - self._begin, 1),
+            "figures": {name: float(value) for name, value in figures.items()},
+        }
+        self.save_receipt()
+        report = write_report(self.folder)
+        write_card(self.folder)
+        print(f"report: {report}")
+
+
+def environment(trainer: Any) -> dict[str, Any]:
+    """Describe software and machine, for the receipt."""
+    import torch
+
+    from gpt_finetune import __version__
+
+    args = trainer.args
+    return {
+        "python": platform.python_version(),
+        "gpt_finetune": __version__,
+        **{name: version(name) for name in ("torch", "transformers", "accelerate", "datasets")},
+        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "processes": args.world_size,
+        "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
+        "commit": _commit(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,118 @@
+"""What a step costs and what the machine can do: FLOPs, measured ceilings, memory, tokens a second."""
+
+from __future__ import annotations
+
+import functools
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback
+
+
+def flops_per_token(model: PreTrainedModel, block_size: int) -> float:
+    """Return the floating-point operations of one token's forward and backward pass.
+
+    6 a weight of every matrix product (2 forward, 4 backward), the output head included and embeddings left out,
+    plus 12 x layers x heads x head size x tokens for attention, causal halving ignored (PaLM, arXiv:2204.02311,
+    appendix B).
+    """
+    config = model.config
+    weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * block_size
+    return 6.0 * weights + attention
+
+
+@functools.cache
+def matmul_ceiling(device: str, dtype: torch.dtype, size: int = 1024, seconds: float = 0.15) -> float:
+    """Measure how many floating-point operations a second this device's matrix product reaches.
+
+    Args:
+        device: A torch device.
+        dtype: Of both factors.
+        size: Rows and columns.
+        seconds: How long to measure; the best of the single products counts, so that a busy machine does not lower it.
+    """
+    size = size if device == "cpu" else 8 * size
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+
+    def once() -> float:
+        start = time.perf_counter()
+        a @ b
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    once()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        best = min(best, once())
+    return 2.0 * size**3 / best
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """Return `float32` or `bfloat16`: what was asked for, or under `auto` whichever product is clearly faster here.
+
+    A processor without bfloat16 instructions emulates them, up to ten times slower than float32; so this measures.
+    """
+    if precision != "auto":
+        return precision
+    fast = matmul_ceiling(device, torch.bfloat16) > 1.3 * matmul_ceiling(device, torch.float32)
+    return "bfloat16" if fast else "float32"
+
+
+def peak_memory_mb() -> float:
+    """Return the most memory used so far, in MB: on the GPU if there is one, else the process's resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+class Throughput(TrainerCallback):
+    """Counts tokens and the time spent on training them, data loading included; evaluation and saving left out.
+
+    Must be the last callback, so that what the others do at an evaluation is not counted.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = 0  # of all processes
+        self.seconds = 0.0
+        self._mark = (0, 0.0)
+        self._since: float | None = None
+
+    def count(self, tokens: int) -> None:
+        """Add the tokens of one forward pass."""
+        self.tokens += tokens
+
+    def rate(self) -> float | None:
+        """Return tokens a second since the last call, or None when no step has ended since."""
+        tokens, seconds = self.tokens - self._mark[0], self.seconds - self._mark[1]
+        self._mark = (self.tokens, self.seconds)
+        return tokens / seconds if seconds > 0 else None
+
+    def average(self) -> float | None:
+        """Return tokens a second over the whole run."""
+        return self.tokens / self.seconds if self.seconds > 0 else None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._since = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add the time since the last step, or since what interrupted the steps."""
+        now = time.perf_counter()
+        if self._since is not None:
+            self.seconds += now - self._since
+        self._since = now
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave out what the evaluation took."""
+        self._since = time.perf_counter()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave out what the saving took."""
+        self._since = time.perf_counter()

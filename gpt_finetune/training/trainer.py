@@ -1,0 +1,173 @@
+"""`GPTTrainer`: transformers' Trainer with figures that mean the same for any batch size and any tokenizer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_callback import ProgressCallback
+
+from gpt_finetune.training.callbacks import Progress
+from gpt_finetune.training.throughput import Throughput, flops_per_token, matmul_ceiling, peak_memory_mb
+
+# what an evaluation logs -> its name among a run's final figures
+_FINAL = {
+    "eval_loss": "eval_loss",
+    "eval_perplexity": "perplexity",
+    "eval_bits_per_byte": "bits_per_byte",
+    "eval_tokens": "eval_tokens",
+}
+
+
+class GPTTrainer(Trainer):
+    """A thin `transformers.Trainer`.
+
+    What it changes: matrices decay and vectors do not; evaluation loss is the mean over tokens, equal for any batch
+    size and number of processes; logs carry perplexity, bits per byte, tokens a second, model FLOPs utilisation and
+    peak memory; a loss that is not finite stops the run.
+
+    Args:
+        *args: As `transformers.Trainer`.
+        tokens_per_byte: Of the training text; turns nats a token into bits a byte in the training log.
+        eval_tokens_per_byte: Of the evaluation text, end-of-text tokens counted; makes its bits per byte exact.
+        **kwargs: As `transformers.Trainer`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        tokens_per_byte: float | None = None,
+        eval_tokens_per_byte: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.throughput = Throughput()
+        super().__init__(*args, **kwargs)
+        if not self.args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(Progress)
+        self.add_callback(self.throughput)  # last: see Throughput
+        self._tokens_per_byte = {"": tokens_per_byte, "eval_": eval_tokens_per_byte}
+        self._flops_per_token: float | None = None
+        self._eval_sums = torch.zeros(2, dtype=torch.float64)  # nats, tokens
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Name the parameters that decay: matrices; norms and biases are vectors and do not."""
+        return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Build the schedule; a decay without a length takes a fifth of all steps."""
+        arguments = self.args.lr_scheduler_kwargs or {}
+        if "num_decay_steps" in arguments and arguments["num_decay_steps"] is None:
+            self.args.lr_scheduler_kwargs = {**arguments, "num_decay_steps": max(1, num_training_steps // 5)}
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Run one forward and backward pass, and count its tokens."""
+        rows = inputs.get(self.model.main_input_name)
+        if rows is not None:
+            self.throughput.count(rows.numel() * self.accelerator.num_processes)
+            if self._flops_per_token is None and hasattr(self.model.config, "head_dim"):
+                self._flops_per_token = flops_per_token(self.model, rows.shape[-1])
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    # ------------------------------------------------------------------------------------------------ evaluation
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Evaluate one batch, and add its loss to sums over tokens."""
+        inputs = self._without_repeats(inputs)
+        results = super().prediction_step(model, inputs, *args, **kwargs)
+        count = self._get_num_items_in_batch([inputs], self.args.device)
+        if results[0] is not None and count is not None:
+            # The loss came divided by the tokens of all processes, times their number: undo it, and sum locally.
+            nats = results[0].double() * count / self.accelerator.num_processes if count > 0 else 0.0
+            share = count / self.accelerator.num_processes
+            self._eval_sums += torch.tensor([float(nats), float(share)], dtype=torch.float64)
+        return results
+
+    def _without_repeats(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Mask the rows that the last distributed batch repeats to be even, so that none counts twice."""
+        state = self.accelerator.gradient_state
+        if "labels" not in inputs or not state.end_of_dataloader or state.remainder <= 0:
+            return inputs
+        rows = len(inputs["labels"])
+        own = min(rows, max(0, state.remainder - rows * self.accelerator.process_index))
+        labels = inputs["labels"].clone()
+        labels[own:] = -100
+        return {**inputs, "labels": labels}
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Run transformers' loop; replace its mean over batches by the mean over tokens."""
+        self._eval_sums.zero_()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        sums = self.accelerator.reduce(self._eval_sums.to(self.args.device), reduction="sum")
+        nats, tokens = sums.tolist()
+        if tokens > 0:
+            output.metrics[f"{metric_key_prefix}_loss"] = nats / tokens
+            output.metrics[f"{metric_key_prefix}_tokens"] = round(tokens)
+        return output
+
+    def final_figures(self) -> dict[str, float]:
+        """Return the figures of the end: evaluation (made now, unless the last step had one), speed and memory."""
+        rows = [row for row in self.state.log_history if row["step"] == self.state.global_step and "eval_loss" in row]
+        if self.eval_dataset is not None and not rows:
+            rows = [self.evaluate()]
+        evaluation = rows[0] if rows else {}
+        return {name: evaluation[key] for key, name in _FINAL.items() if key in evaluation} | self.summary()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save as transformers does, but not its switching off of the cache, which is for training only."""
+        config = self.model.config
+        config.use_cache, for_training = True, config.use_cache
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            config.use_cache = for_training
+
+    # --------------------------------------------------------------------------------------------------- logging
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the derived figures to what Trainer logs.
+
+        Raises:
+            FloatingPointError: The training loss is NaN or infinite; the run stops here, nothing is saved over.
+        """
+        prefix = "eval_" if "eval_loss" in logs else ""
+        loss = logs.get(f"{prefix}loss")
+        if loss is not None:
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"{prefix}loss is {loss} at step {self.state.global_step}: lower train.learning_rate "
+                    f"(now {self._get_learning_rate():.3g}) or use train.precision=float32"
+                )
+            logs[f"{prefix}perplexity"] = math.exp(min(loss, 700.0))
+            ratio = self._tokens_per_byte[prefix]
+            if ratio is not None:
+                logs[f"{prefix}bits_per_byte"] = loss / math.log(2) * ratio
+            if not prefix:
+                logs |= self._speed()
+        super().log(logs, start_time)
+
+    def _speed(self) -> dict[str, float]:
+        figures = {"tokens": float(self.throughput.tokens), "peak_memory_mb": peak_memory_mb()}
+        rate = self.throughput.rate()
+        if rate is not None:
+            figures["tokens_per_second"] = rate
+            figures |= self.utilisation(rate)
+        return figures
+
+    def utilisation(self, tokens_per_second: float) -> dict[str, float]:
+        """Return model FLOPs utilisation: the share of the measured matrix-product ceiling that training uses."""
+        if self._flops_per_token is None:
+            return {}
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
+        ceiling = matmul_ceiling(self.args.device.type, dtype) * self.accelerator.num_processes
+        return {"mfu": tokens_per_second * self._flops_per_token / ceiling}
+
+    def summary(self) -> dict[str, float]:
+        """Return the whole run's speed and memory."""
+        rate = self.throughput.average()
+        figures = {"peak_memory_mb": peak_memory_mb()}
+        return figures if rate is None else {"tokens_per_second": rate, **self.utilisation(rate), **figures}

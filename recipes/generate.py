@@ -1,0 +1,109 @@
+"""Generate text from any causal language model: one prompt streamed, or a file of prompts in batches.
+
+    python recipes/generate.py --model runs/quickstart --prompt "def "
+    python recipes/generate.py --model runs/quickstart --prompt_file prompts.txt --output answers.jsonl
+
+Every sampling option of transformers works: `options.num_beams=4 options.repetition_penalty=1.2`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpt_finetune.config import run
+from gpt_finetune.errors import InputError, did_you_mean
+
+
+@dataclass
+class GenerateConfig:
+    """Generate text.
+
+    Args:
+        model: Folder or Hub id of a causal language model.
+        prompt: Text to go on from; streamed as it is generated.
+        prompt_file: UTF-8 file with one prompt a line, generated in batches instead.
+        output: JSON-lines file for the answers to prompt_file; null prints them.
+        batch_size: Prompts generated at once, from prompt_file.
+        max_new_tokens: Length of an answer, in tokens.
+        temperature: 0 takes the likeliest token each time; 1 samples from the model as it is.
+        top_p: Sample from the likeliest tokens that together have this probability.
+        top_k: Sample from so many likeliest tokens; 0 means all.
+        seed: Seed of the sampling.
+        trust_remote_code: Run the code that comes with a model that is not one of ours.
+        options: Any further field of transformers.GenerationConfig.
+    """
+
+    model: str = "runs/quickstart"
+    prompt: str = ""
+    prompt_file: str | None = None
+    output: str | None = None
+    batch_size: int = 8
+    max_new_tokens: int = 128
+    temperature: float = 0.8
+    top_p: float = 0.95
+    top_k: int = 0
+    seed: int = 0
+    trust_remote_code: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def read_prompts(config: GenerateConfig) -> list[str]:
+    """Return the prompts of the file, or the one given.
+
+    Raises:
+        InputError: The file cannot be read, or holds no prompt.
+    """
+    if config.prompt_file is None:
+        return [config.prompt]
+    try:
+        prompts = Path(config.prompt_file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("prompt_file", config.prompt_file, str(error), "Give a UTF-8 text file") from None
+    if not any(prompts):
+        raise InputError("prompt_file", config.prompt_file, "it holds no prompt", "Write one prompt a line")
+    return [prompt for prompt in prompts if prompt]
+
+
+def main(config: GenerateConfig) -> list[str]:
+    """Run the recipe; returns the answers."""
+    prompts = read_prompts(config)
+    from transformers import GenerationConfig, TextStreamer, set_seed
+    from transformers.utils import logging
+
+    from gpt_finetune.generation import generate, load
+
+    known = set(GenerationConfig().to_dict())
+    for name, value in config.options.items():
+        if name not in known:
+            raise InputError(f"options.{name}", value, "there is no such option", did_you_mean(name, known))
+    logging.set_verbosity_error()
+    model, tokenizer = load(config.model, trust_remote_code=config.trust_remote_code)
+    set_seed(config.seed)
+    choice = {"temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
+    sampling = {"do_sample": True, **choice} if config.temperature > 0 else {"do_sample": False}
+    options = {**sampling, **config.options}
+
+    if config.prompt_file is None:
+        print(config.prompt, end="", flush=True)
+        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        return generate(model, tokenizer, prompts, config.max_new_tokens, streamer=streamer, **options)
+
+    answers: list[str] = []
+    with Path(config.output).open("w", encoding="utf-8") if config.output else nullcontext(sys.stdout) as file:
+        for start in range(0, len(prompts), config.batch_size):
+            batch = prompts[start : start + config.batch_size]
+            texts = generate(model, tokenizer, batch, config.max_new_tokens, **options)
+            for prompt, text in zip(batch, texts, strict=True):
+                file.write(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) + "\n")
+            answers += texts
+            print(f"{len(answers)}/{len(prompts)} prompts", file=sys.stderr)
+    return answers
+
+
+if __name__ == "__main__":
+    run(main, GenerateConfig)

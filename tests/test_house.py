@@ -1,0 +1,122 @@
+"""The plan of the house: imports point down, files stay short, what travels stands alone."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+# A room may import rooms of a lower floor, and its neighbours as long as that makes no circle.
+FLOORS = {
+    "errors": 0,
+    "model": 1,
+    "config": 2,
+    "data": 2,
+    "generation": 2,
+    "presets": 2,
+    "report": 2,
+    "build": 3,
+    "hub": 3,
+    "training": 4,
+    "cli": 5,
+    "recipes": 5,
+    "__init__": 5,
+}
+MODULES = sorted((ROOT / "gpt_finetune").rglob("*.py"))
+RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+TRAVELS_WITH = {"torch", "transformers", "huggingface_hub"}
+
+
+def room(path: Path) -> str:
+    relative = path.relative_to(ROOT)
+    return relative.parts[0] if relative.parts[0] == "recipes" else relative.with_suffix("").parts[1]
+
+
+def imports(path: Path) -> list[tuple[int, str]]:
+    found: list[tuple[int, str]] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(0, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.level, node.module or ""))
+    return found
+
+
+def rooms_used(path: Path) -> set[str]:
+    names = [name for level, name in imports(path) if level == 0 and name.split(".")[0] == "gpt_finetune"]
+    return {name.split(".")[1] if "." in name else "__init__" for name in names} - {room(path)}
+
+
+@pytest.mark.parametrize("path", [*MODULES, *RECIPES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path):
+    here = room(path)
+    for used in rooms_used(path) - {"__init__"}:
+        assert FLOORS[used] <= FLOORS[here], f"{path.name} ({here}) imports {used}, which stands above it"
+        assert used != "recipes"
+
+
+def test_neighbours_make_no_circle():
+    uses: dict[str, set[str]] = {}
+    for path in MODULES:
+        uses.setdefault(room(path), set()).update(rooms_used(path) - {"__init__"})
+
+    def reach(start: str, seen: frozenset[str] = frozenset()) -> set[str]:
+        return {start}.union(*(reach(n, seen | {start}) for n in uses.get(start, set()) - seen - {start}))
+
+    for name, used in uses.items():
+        for neighbour in used:
+            assert name not in reach(neighbour), f"{name} and {neighbour} import each other"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_recipes_do_not_import_recipes_and_are_short(path):
+    others = {other.stem for other in RECIPES}
+    assert not others & {name.split(".")[-1] for _, name in imports(path) if "recipes" in name or name in others}
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 120
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_are_short(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "gpt_finetune/model").glob("*_gpt.py")), ids=lambda path: path.name)
+def test_what_travels_stands_alone(path):
+    standard = __import__("sys").stdlib_module_names
+    for level, name in imports(path):
+        if level:
+            assert level == 1, f"{path.name}: only siblings travel"
+            assert name.endswith("_gpt"), f"{path.name}: `from . import x` is not copied"
+            assert "." not in name
+        else:
+            assert name.split(".")[0] in TRAVELS_WITH | standard, f"{path.name} imports {name}"
+    text = path.read_text(encoding="utf-8")
+    assert "gpt_finetune" not in text.replace('model_type = "gpt_finetune"', "")
+    assert "from .." not in text
+
+
+def test_model_folder_is_readable_in_one_sitting():
+    files = (ROOT / "gpt_finetune/model").glob("*_gpt.py")
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 900
+
+
+def test_version_is_the_same_everywhere():
+    import gpt_finetune
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == gpt_finetune.__version__
+
+
+def test_every_requirement_is_locked():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    locked = {
+        line.split("==")[0].lower().replace("-", "_")
+        for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    }
+    for requirement in wanted:
+        name = requirement.split(">")[0].split("=")[0].lower().replace("-", "_")
+        assert name in locked | {"torch"}, name
