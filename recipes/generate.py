@@ -90,8 +90,12 @@ def main(config: GenerateConfig) -> list[str]:
 
     if config.prompt_file is None:
         print(config.prompt, end="", flush=True)
-        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        return generate(model, tokenizer, prompts, config.max_new_tokens, streamer=streamer, **options)
+        if options.get("num_beams", 1) == 1:
+            options["streamer"] = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        texts = generate(model, tokenizer, prompts, config.max_new_tokens, **options)
+        if "streamer" not in options:  # beams know their text only at the end
+            print(texts[0])
+        return texts
 
     answers: list[str] = []
     with Path(config.output).open("w", encoding="utf-8") if config.output else nullcontext(sys.stdout) as file:

@@ -13,7 +13,7 @@ from gpt_finetune.build import ModelConfig, architecture, build_model
 from gpt_finetune.config import run
 from gpt_finetune.data.config import DataConfig, TokenizerConfig
 from gpt_finetune.errors import InputError
-from gpt_finetune.training.arguments import SampleConfig, TrainConfig, training_arguments
+from gpt_finetune.training.arguments import SampleConfig, TrainConfig, custom_optimizer, training_arguments
 from gpt_finetune.training.run import Run
 
 
@@ -74,6 +74,7 @@ def main(config: PretrainConfig) -> dict[str, float]:
             data_collator=data.collate,
             processing_class=data.tokenizer,
             callbacks=launched.callbacks(config.sample, data.tokenizer),
+            optimizer_cls_and_kwargs=custom_optimizer(config.train),
             tokens_per_byte=data.tokens_per_byte,
             eval_tokens_per_byte=data.validation_tokens / data.validation_bytes if data.validation else None,
         )

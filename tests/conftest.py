@@ -7,42 +7,14 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads cost more than they bring
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
-
-# Every axis of the architecture at least once; each must do whatever a GPT does.
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "gpt2": {},
-    "gpt1": {"norm_position": "post", "hidden_act": "gelu"},
-    "transformer-2017": {"position_embedding_type": "sinusoidal", "norm_position": "post", "hidden_act": "relu"},
-    "no-positions": {"position_embedding_type": "none"},
-    "llama": {
-        "position_embedding_type": "rotary",
-        "norm_type": "rmsnorm",
-        "hidden_act": "silu",
-        "gated_mlp": True,
-        "num_key_value_heads": 2,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": False,
-    },
-    "modern": {
-        "position_embedding_type": "rotary",
-        "norm_type": "rmsnorm",
-        "qk_norm": True,
-        "hidden_act": "relu2",
-        "attention_bias": False,
-        "mlp_bias": False,
-    },
-    "sliding": {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 4},
-    "multi-query": {"num_key_value_heads": 1, "head_dim": 16},
-}
+from support import ARCHITECTURES, POEM, load_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -97,3 +69,54 @@ def make_tokenizer() -> Callable[..., Any]:
         return train_tokenizer(iter(texts), TokenizerConfig(vocab_size=vocab_size))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of forty small files, English, code and Chinese."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for i in range(40):
+        lines = [f"def function_{i}_{j}(a, b):\n    return a + {j} * b\n" for j in range(30)]
+        (folder / f"{i:02}.txt").write_text("\n".join([f"# 第{i}首", POEM, *lines]), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def words(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return a maker of the command line of a tiny pretraining run into a folder."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def make(output: Path, *more: str) -> list[str]:
+        return [
+            f"output_dir={output}",
+            "model.preset=tiny",
+            "model.overrides={num_hidden_layers: 1}",
+            f"data.sources=[{{path: {corpus}}}]",
+            "data.validation_fraction=0.1",
+            "data.block_size=32",
+            f"data.cache_dir={cache}",
+            "tokenizer.vocab_size=300",
+            "train.max_steps=6",
+            "train.batch_size=4",
+            "train.eval_steps=3",
+            "train.save_steps=3",
+            "train.log_steps=1",
+            "train.precision=float32",
+            "train.learning_rate=1e-2",
+            "sample.prompts=[def, 床前]",
+            "sample.max_new_tokens=8",
+            *more,
+        ]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished(words: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished tiny run; read it, do not write to it."""
+    from gpt_finetune.config import parse
+
+    recipe = load_recipe("pretrain")
+    output = tmp_path_factory.mktemp("runs") / "tiny"
+    recipe.main(parse(recipe.PretrainConfig, words(output)))
+    return output

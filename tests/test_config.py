@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
 import yaml
-from conftest import ROOT
+from support import ROOT, load_recipe
 
 from gpt_finetune import cli
 from gpt_finetune.config import keys, parse, run, to_yaml
@@ -173,10 +172,7 @@ def test_did_you_mean_lists_all_when_nothing_is_close():
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in (ROOT / "recipes").glob("*.py")))
 def test_help_lists_every_field_with_its_default(recipe, capsys):
-    spec = importlib.util.spec_from_file_location(f"recipe_{recipe}", ROOT / "recipes" / f"{recipe}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    module = load_recipe(recipe)
     config_class = next(v for k, v in vars(module).items() if k.lower() == f"{recipe}config")
     with pytest.raises(SystemExit) as caught:
         parse(config_class, ["--help"])

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from support import ROOT
 
 # A room may import rooms of a lower floor, and its neighbours as long as that makes no circle.
 FLOORS = {

@@ -5,6 +5,7 @@ The texts are read again in each pass rather than kept: a document costs some 40
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -26,6 +27,8 @@ from gpt_finetune.data.readers import Document
 from gpt_finetune.data.sources import Source, utf8
 from gpt_finetune.data.tokenizer import BATCH, CorpusEncoder
 from gpt_finetune.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 class Fate(IntEnum):
@@ -113,6 +116,9 @@ class Corpus:
         plan.fate[np.array(empty, bool)] = Fate.EMPTY
         if self.held_out:
             plan.fate[(plan.source < len(self.held_out)) & (plan.fate == Fate.TRAIN)] = Fate.VALIDATION
+            leaked = (plan.fate == Fate.TRAIN) & (plan.source[plan.first] < len(self.held_out))
+            if leaked.any():  # only without deduplication
+                logger.warning("%d training documents are held out as well: validation flatters.", leaked.sum())
         elif self.config.validation_fraction:
             self._split(plan, np.array(order))
         needed = Fate.TRAIN if self.training else Fate.VALIDATION

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from itertools import islice
@@ -141,8 +141,7 @@ class _Room:
         if data.validation:
             held_out = Corpus(self._open("validation"), [], data)
         else:
-            kept = (seen.document for seen in DocumentStream(sources, data).read() if seen.fate is Fate.TRAIN)
-            first = list(islice(kept, data.validation_documents))
+            first = [seen.document for seen in islice(DocumentStream(sources, data).training(), data.validation_documents)]
             origin = SourceConfig(path=f"the first {len(first)} documents of the stream")
             held_out = Corpus([Source(origin, partial(iter, first), str)] if first else [], [], data)
         plan = held_out.plan() if held_out.sources else None
@@ -169,7 +168,7 @@ class _Room:
         made: dict[str, Any] = {"streams": [], "ledger": Ledger([]).to_dict(), "xz_bits_per_byte": None}
         folder, hit = Path(), True
         if plan is not None:
-            held = [digest.hex() for digest in digests]
+            held = [[source.config.path for source in held_out.sources], [digest.hex() for digest in digests]]
             key = fingerprint(held_out=held, tokenizer=encoder.fingerprint, block_size=data.block_size)
             folder, made, hit = self.cache.get_or_make("corpus", key, lambda at: held_out.write(at, plan, encoder))
         options = asdict(data) | {"cache_dir": None}
@@ -221,8 +220,7 @@ def _validation(folder: Path, made: dict[str, Any]) -> MixedDataset | None:
 def _take(stream: DocumentStream, limit: int) -> tuple[list[Document], int]:
     """Take documents to train on from the stream's start, until they hold `limit` UTF-8 bytes; return their size."""
     documents, size = [], 0
-    training: Iterator[Any] = (seen for seen in stream.read() if seen.fate is Fate.TRAIN)
-    for seen in training:
+    for seen in stream.training():
         documents.append(seen.document)
         size += seen.size
         if size >= limit:

@@ -75,6 +75,10 @@ class DocumentStream:
                 seen.add(digest)
             yield Seen(index, source, document, len(data), fate)
 
+    def training(self) -> Iterator[Seen]:
+        """Read what the first epoch trains on."""
+        return (seen for seen in self.read() if seen.fate is Fate.TRAIN)
+
     def _interleave(self, epoch: int) -> Iterator[tuple[int, Document]]:
         live = {index: source.documents() for index, source in enumerate(self.sources)}
         chance = random.Random(f"{self.config.seed} {epoch}")
@@ -100,7 +104,8 @@ class StreamingBlocks(IterableDataset):
         config: Block size, shuffle buffer and seed.
 
     Attributes:
-        ledger: The running account of the present epoch, of this process and, with dataloader workers, theirs apart.
+        ledger: The running account of the present pass, in this process; dataloader workers keep their own. Every
+            copy of a held-out text counts as validation. Padding is not counted: sources share rows.
     """
 
     def __init__(self, stream: DocumentStream, encoder: CorpusEncoder, config: DataConfig) -> None:

@@ -164,7 +164,9 @@ class CorpusEncoder:
         return xxhash.xxh3_128_hexdigest(f"{self.eos_id} {self.pad_id} {self.backend_json}".encode())
 
     def __call__(self, texts: list[str]) -> list[np.ndarray]:
-        """Encode texts, the long ones in pieces: tokens never span a cut, and decoding still gives the whole text.
+        """Encode texts, the long ones in pieces: no token spans a cut, and decoding still gives the whole text.
+
+        A foreign tokenizer that puts a space before every text puts one at each cut as well.
 
         Returns:
             One array of ids per text, of dtype `self.dtype`, without special tokens.

@@ -22,7 +22,7 @@ class TrainConfig:
         epochs: Passes over the data, when max_steps is null.
         batch_size: Rows a process in one forward pass.
         accumulation: Forward passes summed into one optimiser step; loss and gradient equal the big batch's.
-        optimizer: Any of transformers' optimisers by name; adamw is torch's fused one.
+        optimizer: adamw (torch's fused one), muon (for matrices, AdamW for the rest), or any of transformers' by name.
         learning_rate: Peak learning rate.
         schedule: Shape after warm-up: cosine, wsd (warm-up, stable, decay), linear or constant.
         warmup_steps: Optimiser steps of linear warm-up.
@@ -139,7 +139,7 @@ _SCHEDULES: dict[str, tuple[str, Callable[[TrainConfig], dict[str, Any]]]] = {
     "linear": ("linear", lambda c: {}),
     "constant": ("constant_with_warmup", lambda c: {}),
 }
-_OPTIMIZERS = {"adamw": "adamw_torch_fused"}
+_OPTIMIZERS = {"adamw": "adamw_torch_fused", "muon": "adamw_torch_fused"}  # see custom_optimizer
 
 
 def training_arguments(config: TrainConfig, output_dir: Path, *, evaluate: bool = True) -> TrainingArguments:
@@ -208,3 +208,13 @@ def training_arguments(config: TrainConfig, output_dir: Path, *, evaluate: bool 
         return TrainingArguments(**{**values, **config.trainer})
     except (ValueError, TypeError, ImportError) as error:
         raise InputError("train", config.trainer or "…", str(error), "Mend the train section") from None
+
+
+def custom_optimizer(config: TrainConfig) -> tuple[type, dict[str, Any]] | None:
+    """Return class and arguments of an optimiser that transformers does not have, as its Trainer takes them."""
+    if config.optimizer != "muon":
+        return None
+    from gpt_finetune.training.muon import MuonFactory
+
+    arguments = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    return MuonFactory, {**arguments, "betas": (config.beta1, config.beta2), "fused": True}

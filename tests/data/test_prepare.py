@@ -66,12 +66,25 @@ def test_duplicates_are_dropped_before_the_split(run):
     assert not set(train) & set(held_out), "copies stay on one side"
 
 
-def test_given_validation_wins_over_training(run):
+def test_given_validation_wins_over_training(run, caplog):
     texts = make_texts(40)
     prepared = run(texts, validation=[[*texts[:5], "only held out"]])
     assert documents(prepared.validation, prepared.tokenizer) == [*texts[:5], "only held out"]
     assert documents(prepared.train, prepared.tokenizer) == texts[5:]
     assert [account.documents.duplicate for account in prepared.ledger.sources] == [0, 5]
+    assert "held out as well" not in caplog.text
+    run(texts, validation=[texts[:5]], deduplicate=False)
+    assert "5 training documents are held out as well" in caplog.text
+
+
+def test_padding_is_the_pad_token_and_no_target(run):
+    prepared = run(make_texts(30), block_size=50, validation_fraction=0)
+    padding = prepared.ledger.total.tokens.padding
+    assert padding > 0
+    row = prepared.train[-1]
+    assert row["input_ids"].tolist()[-padding - 1 :] == [prepared.tokenizer.eos_token_id] + [1] * padding
+    assert row["labels"].tolist()[-padding - 1 :] == [prepared.tokenizer.eos_token_id] + [-100] * padding
+    assert prepared.tokenizer.pad_token_id == 1
 
 
 def test_no_validation(run):

@@ -1,0 +1,129 @@
+"""Muon: momentum whose every matrix is orthogonalised before it is applied (Jordan et al. 2024)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+# Quintic Newton-Schulz iteration: these coefficients rise steepest at zero, so that five steps bring every singular
+# value near one (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks").
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalise(matrices: torch.Tensor, steps: int) -> torch.Tensor:
+    """Replace each matrix U S V^T by about U V^T: (N, rows, columns) -> (N, rows, columns).
+
+    In the dtype given: `torch.optim.Muon` works in bfloat16, which a processor without such instructions emulates
+    many times slower than float32.
+    """
+    a, b, c = COEFFICIENTS
+    tall = matrices.size(1) > matrices.size(2)
+    x = matrices.mT if tall else matrices  # the Gram matrix of the short side is the cheap one
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.AdamW):
+    """Muon for the matrices inside the blocks, AdamW for all else, as one optimiser.
+
+    A step of Muon is scaled by 0.2 sqrt(max(rows, columns)), the size of a usual step of AdamW (Liu et al. 2025,
+    arXiv:2502.16982 section 2.2), so one learning rate serves both.
+
+    Args:
+        matrices: Parameters of two dimensions to orthogonalise.
+        others: Groups for AdamW, as it takes them.
+        lr: Learning rate of all groups.
+        weight_decay: Decoupled decay of the matrices, times the learning rate.
+        momentum: Decay of the matrices' momentum (Nesterov's).
+        steps: Newton-Schulz iterations.
+        **adamw: Further arguments of AdamW.
+
+    Raises:
+        ValueError: A parameter among `matrices` has not two dimensions.
+    """
+
+    def __init__(
+        self,
+        matrices: Iterable[nn.Parameter],
+        others: list[dict[str, Any]],
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        steps: int = 5,
+        **adamw: Any,
+    ) -> None:
+        matrices = list(matrices)
+        if any(parameter.ndim != 2 for parameter in matrices):
+            raise ValueError(f"Muon takes matrices, got shapes {sorted({tuple(p.shape) for p in matrices})}")
+        group = {"params": matrices, "weight_decay": weight_decay, "muon": {"momentum": momentum, "steps": steps}}
+        super().__init__([group, *({**other, "muon": None} for other in others)], lr=lr, **adamw)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Apply one update; the matrices' gradients are used up (None afterwards), so that AdamW passes them by."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if group["muon"] is not None:
+                self._step_matrices(group)
+        super().step()
+        return loss
+
+    def _step_matrices(self, group: dict[str, Any]) -> None:
+        same_shape: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                same_shape[tuple(parameter.shape)].append(parameter)
+        momentum = group["muon"]["momentum"]
+        for (rows, columns), parameters in same_shape.items():
+            updates = []
+            for parameter in parameters:
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = torch.tensor(0.0)  # AdamW looks for it when it loads a checkpoint
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                state["step"] += 1
+                buffer = state["momentum_buffer"]
+                buffer.lerp_(parameter.grad, 1 - momentum)
+                updates.append(parameter.grad.lerp_(buffer, momentum))
+                parameter.grad = None
+            directions = orthogonalise(torch.stack(updates), group["muon"]["steps"])  # one batch of products a shape
+            size = group["lr"] * 0.2 * max(rows, columns) ** 0.5
+            for parameter, direction in zip(parameters, directions, strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-size)
+
+
+class MuonFactory:
+    """Builds `Muon` for a model, as transformers' Trainer asks of an optimiser that sorts parameters itself."""
+
+    def __call__(self, model: PreTrainedModel, **arguments: Any) -> Muon:
+        """Sort the parameters: block matrices to Muon; embeddings, head, norms and biases to AdamW.
+
+        Args:
+            model: The model.
+            **arguments: As `Muon` takes them; `weight_decay` decays matrices of both kinds, and no vector.
+        """
+        decay = arguments.pop("weight_decay", 0.0)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        # Rows of an embedding or head are tokens, seen unevenly: there is no common geometry to orthogonalise.
+        tables = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
+        tables |= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+        matrices = [p for p in trained if p.ndim == 2 and id(p) not in tables]
+        others = [
+            {
+                "params": [p for p in trained if p.ndim >= 2 and not any(p is m for m in matrices)],
+                "weight_decay": decay,
+            },
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        return Muon(matrices, [group for group in others if group["params"]], weight_decay=decay, **arguments)

@@ -1,0 +1,47 @@
+"""Two real processes under `accelerate launch`, on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from support import ROOT
+
+from gpt_finetune.training.callbacks import read_json_lines
+
+
+def launch(config: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the pretraining recipe as the documentation says, and return what it printed."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+    command += ["--config_file", str(ROOT / "configs" / "accelerate" / config), str(ROOT / "recipes" / "pretrain.py")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, *words], capture_output=True, text=True, env=environment, timeout=280)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_trajectory_of_one(words, tmp_path):
+    found = {}
+    for processes, config, batch_size in ((1, "single.yaml", 4), (2, "cpu-2.yaml", 2)):
+        folder = tmp_path / f"{processes}"
+        # 5 rows a batch of evaluation do not divide evenly between two processes: repeats must not count
+        done = launch(config, *words(folder, f"train.batch_size={batch_size}", "train.eval_batch_size=5"))
+        assert done.returncode == 0, done.stderr[-3000:]
+        receipt = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        assert receipt["environment"]["processes"] == processes
+        rows = read_json_lines(folder / "metrics.jsonl")
+        found[processes] = rows, receipt["figures"]
+    (one, figures_one), (two, figures_two) = found[1], found[2]
+    assert [(row["step"], row["split"]) for row in two] == [(row["step"], row["split"]) for row in one]
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-5)
+    assert [row.get("tokens") for row in two] == [row.get("tokens") for row in one]
+    assert figures_two["eval_tokens"] == figures_one["eval_tokens"]
+
+
+@pytest.mark.slow
+def test_bad_input_is_said_once_by_two_processes(words, tmp_path):
+    done = launch("cpu-2.yaml", *words(tmp_path / "bad", "model.preset=gpt9"))
+    assert done.returncode != 0
+    assert done.stderr.count("error: model.preset = 'gpt9'") == 1

@@ -1,0 +1,100 @@
+"""Muon: what it orthogonalises, what it leaves to AdamW, and that it resumes."""
+
+import pytest
+import torch
+from torch import nn
+
+from gpt_finetune import GPTForCausalLM
+from gpt_finetune.training.muon import Muon, MuonFactory, orthogonalise
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 32), (2, 32, 8)])
+def test_singular_values_come_near_one(shape):
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(shape), steps=5))
+    assert values.min() > 0.3
+    assert values.max() < 1.3
+
+
+def test_direction_is_that_of_the_polar_factor():
+    matrix = torch.randn(1, 12, 20)
+    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+    found = orthogonalise(matrix, steps=5).flatten()
+    assert nn.functional.cosine_similarity(found, (u @ vh).flatten(), dim=0) > 0.97
+
+
+def test_a_batch_is_its_matrices_one_by_one():
+    matrices = torch.randn(3, 8, 8)
+    single = torch.cat([orthogonalise(matrix[None], steps=5) for matrix in matrices])
+    torch.testing.assert_close(orthogonalise(matrices, steps=5), single)
+
+
+def test_first_step_is_the_scaled_orthogonal_gradient():
+    weight = nn.Parameter(torch.randn(8, 32))
+    start = weight.detach().clone()
+    weight.grad = torch.randn(8, 32)
+    direction = orthogonalise(weight.grad[None].clone(), steps=5)[0]
+    Muon([weight], [], lr=0.1, weight_decay=0.5).step()
+    expected = start * (1 - 0.1 * 0.5) - 0.1 * 0.2 * 32**0.5 * direction
+    torch.testing.assert_close(weight.detach(), expected)
+
+
+def test_the_rest_is_plain_adamw():
+    torch.manual_seed(0)
+    ours, theirs = nn.Parameter(torch.ones(7)), nn.Parameter(torch.ones(7))
+    muon = Muon(
+        [nn.Parameter(torch.randn(4, 4))], [{"params": [ours], "weight_decay": 0.1}], lr=0.01, betas=(0.9, 0.95)
+    )
+    adamw = torch.optim.AdamW([theirs], lr=0.01, weight_decay=0.1, betas=(0.9, 0.95))
+    for _ in range(3):
+        ours.grad = theirs.grad = torch.randn(7)
+        muon.step()
+        adamw.step()
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_parameters_are_sorted(make_config, name):
+    model = GPTForCausalLM(make_config(name))
+    optimizer = MuonFactory()(model, lr=0.01, weight_decay=0.1)
+    names = {id(p): n for n, p in model.named_parameters()}
+    groups = [({names[id(p)] for p in group["params"]}, group["weight_decay"]) for group in optimizer.param_groups]
+    matrices, tables, vectors = groups
+    assert all(n.endswith("_proj.weight") for n in matrices[0])
+    assert len(matrices[0]) == 2 * (7 if name == "llama" else 6)
+    expected = {"gpt2": {"embed_tokens", "embed_positions"}, "llama": {"embed_tokens", "lm_head"}}[name]
+    assert {n.split(".")[-2] for n in tables[0]} == expected
+    assert (matrices[1], tables[1], vectors[1]) == (0.1, 0.1, 0.0)
+    assert set().union(*(group for group, _ in groups)) == set(names.values())
+
+
+def test_state_goes_through_a_checkpoint(make_config, tmp_path):
+    def build():
+        torch.manual_seed(0)
+        model = GPTForCausalLM(make_config("modern"))
+        return model, MuonFactory()(model, lr=0.01, weight_decay=0.1, fused=True)
+
+    def train(model, optimizer, steps):
+        for step in steps:
+            torch.manual_seed(step)
+            x = torch.randint(2, 512, (2, 12))
+            model(x, labels=x).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    whole, optimizer = build()
+    train(whole, optimizer, range(6))
+    half, optimizer = build()
+    train(half, optimizer, range(3))
+    torch.save({"model": half.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    again, optimizer = build()
+    again.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    train(again, optimizer, range(3, 6))
+    for a, b in zip(again.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_vectors_are_refused():
+    with pytest.raises(ValueError, match=r"Muon takes matrices, got shapes \[\(3,\)\]"):
+        Muon([nn.Parameter(torch.zeros(3))], [], lr=0.1)
