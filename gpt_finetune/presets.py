@@ -54,9 +54,9 @@ PRESETS: dict[str, Preset] = {
         {
             **_MODERN,
             "vocab_size": 4096,
-            "hidden_size": 256,
-            "num_hidden_layers": 6,
-            "num_attention_heads": 4,
+            "hidden_size": 192,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 3,
             "max_position_embeddings": 256,
         },
     ),

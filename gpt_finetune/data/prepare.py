@@ -141,7 +141,9 @@ class _Room:
         if data.validation:
             held_out = Corpus(self._open("validation"), [], data)
         else:
-            first = [seen.document for seen in islice(DocumentStream(sources, data).training(), data.validation_documents)]
+            first = [
+                seen.document for seen in islice(DocumentStream(sources, data).training(), data.validation_documents)
+            ]
             origin = SourceConfig(path=f"the first {len(first)} documents of the stream")
             held_out = Corpus([Source(origin, partial(iter, first), str)] if first else [], [], data)
         plan = held_out.plan() if held_out.sources else None

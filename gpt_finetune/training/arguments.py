@@ -24,6 +24,8 @@ class TrainConfig:
         accumulation: Forward passes summed into one optimiser step; loss and gradient equal the big batch's.
         optimizer: adamw (torch's fused one), muon (for matrices, AdamW for the rest), or any of transformers' by name.
         learning_rate: Peak learning rate.
+        embedding_learning_rate: Peak learning rate of embeddings, head, norms and biases under muon; null means
+            learning_rate. Rows of an embedding are seen seldom, and bear a few times more.
         schedule: Shape after warm-up: cosine, wsd (warm-up, stable, decay), linear or constant.
         warmup_steps: Optimiser steps of linear warm-up.
         decay_steps: Optimiser steps of the final decay (wsd only); null means a fifth of all.
@@ -53,6 +55,7 @@ class TrainConfig:
     accumulation: int = 1
     optimizer: str = "adamw"
     learning_rate: float = 1e-3
+    embedding_learning_rate: float | None = None
     schedule: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
     warmup_steps: int = 0
     decay_steps: int | None = None
@@ -96,6 +99,10 @@ class TrainConfig:
                 raise InputError(
                     f"train.{name}", getattr(self, name), "it must not be negative", "Raise it to 0 or more"
                 )
+        if self.embedding_learning_rate is not None and self.optimizer != "muon":
+            problem = f"optimizer={self.optimizer} has one learning rate"
+            remedy = "Leave it out, or use optimizer=muon"
+            raise InputError("train.embedding_learning_rate", self.embedding_learning_rate, problem, remedy)
         if self.max_steps is not None and self.warmup_steps > self.max_steps:
             problem = f"warm-up is longer than max_steps={self.max_steps}"
             raise InputError("train.warmup_steps", self.warmup_steps, problem, "Lower it")
@@ -216,5 +223,10 @@ def custom_optimizer(config: TrainConfig) -> tuple[type, dict[str, Any]] | None:
         return None
     from gpt_finetune.training.muon import MuonFactory
 
-    arguments = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-    return MuonFactory, {**arguments, "betas": (config.beta1, config.beta2), "fused": True}
+    return MuonFactory, {
+        "lr": config.learning_rate,
+        "adamw_lr": config.embedding_learning_rate,
+        "weight_decay": config.weight_decay,
+        "betas": (config.beta1, config.beta2),
+        "fused": True,
+    }

@@ -111,19 +111,19 @@ class MuonFactory:
 
         Args:
             model: The model.
-            **arguments: As `Muon` takes them; `weight_decay` decays matrices of both kinds, and no vector.
+            **arguments: As `Muon` takes them; `weight_decay` decays matrices of both kinds, and no vector; `adamw_lr`
+                is the learning rate of what goes to AdamW, if it has one of its own.
         """
+        rate = {"lr": arguments.pop("adamw_lr", None) or arguments["lr"]}
         decay = arguments.pop("weight_decay", 0.0)
         trained = [p for p in model.parameters() if p.requires_grad]
         # Rows of an embedding or head are tokens, seen unevenly: there is no common geometry to orthogonalise.
         tables = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
         tables |= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
         matrices = [p for p in trained if p.ndim == 2 and id(p) not in tables]
+        sorted_out = {id(p) for p in matrices}
         others = [
-            {
-                "params": [p for p in trained if p.ndim >= 2 and not any(p is m for m in matrices)],
-                "weight_decay": decay,
-            },
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+            {**rate, "params": [p for p in trained if p.ndim >= 2 and id(p) not in sorted_out], "weight_decay": decay},
+            {**rate, "params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
         return Muon(matrices, [group for group in others if group["params"]], weight_decay=decay, **arguments)

@@ -47,11 +47,17 @@ def test_the_split_follows_content_and_seed_not_order(run):
     assert len(held_out([*texts, *make_texts(8, seed=9)]) & first) > len(first) / 2, "new text moves few documents"
 
 
-def test_a_text_larger_than_the_share_is_not_held_out(run):
-    texts = ["x y " * 5000, *make_texts(40)]
-    for seed in range(8):
-        prepared = run(texts, seed=seed, validation_fraction=0.01)
-        assert prepared.validation_bytes < 2500
+@pytest.mark.parametrize("seed", range(6))
+def test_a_text_larger_than_the_share_is_not_held_out(run, seed):
+    large, small = "large " * 500, "small " * 20
+    prepared = run([large, small], seed=seed)
+    assert documents(prepared.validation, prepared.tokenizer) == [small]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_never_all_is_held_out(run, seed):
+    prepared = run(["one " * 20, "two " * 20], seed=seed, validation_fraction=0.99)
+    assert [prepared.ledger.total.documents.train, prepared.ledger.total.documents.validation] == [1, 1]
 
 
 def test_duplicates_are_dropped_before_the_split(run):

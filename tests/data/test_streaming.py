@@ -95,6 +95,13 @@ def test_order_is_a_function_of_seed_epoch_and_rank(stream):
     assert rows_of(prepared.train) == first
 
 
+def test_sources_take_turns_anew_in_each_epoch(stream):
+    prepared = stream(make_texts(60), make_texts(60, seed=1))
+    first = rows_of(prepared.train)
+    prepared.train.set_epoch(1)
+    assert rows_of(prepared.train) != first
+
+
 def test_shuffle_buffer():
     items = list(range(100))
     found = list(shuffled(items, 10, random.Random(0)))

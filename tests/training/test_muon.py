@@ -64,6 +64,9 @@ def test_parameters_are_sorted(make_config, name):
     expected = {"gpt2": {"embed_tokens", "embed_positions"}, "llama": {"embed_tokens", "lm_head"}}[name]
     assert {n.split(".")[-2] for n in tables[0]} == expected
     assert (matrices[1], tables[1], vectors[1]) == (0.1, 0.1, 0.0)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.01}
+    rates = [group["lr"] for group in MuonFactory()(model, lr=0.01, adamw_lr=0.03).param_groups]
+    assert rates == [0.01, 0.03, 0.03]
     assert set().union(*(group for group, _ in groups)) == set(names.values())
 
 
