@@ -42,7 +42,8 @@ class MetricsWriter(TrainerCallback):
         if not state.is_world_process_zero or not logs or not logs.keys() & {"loss", "eval_loss"}:
             return
         split = "eval" if "eval_loss" in logs else "train"
-        figures = {key.removeprefix("eval_"): value for key, value in logs.items()}
+        # `tokens` counts those trained on, in both kinds of rows; those evaluated on keep their prefix
+        figures = {key if key == "eval_tokens" else key.removeprefix("eval_"): value for key, value in logs.items()}
         elapsed = round(time.perf_counter() - self._start, 3)
         row = {"step": state.global_step, "elapsed_s": elapsed, "split": split, **figures}
         append_json_line(self.path, row)

@@ -146,12 +146,13 @@ class GPTTrainer(Trainer):
             ratio = self._tokens_per_byte[prefix]
             if ratio is not None:
                 logs[f"{prefix}bits_per_byte"] = loss / math.log(2) * ratio
+            logs["tokens"] = float(self.throughput.tokens)
             if not prefix:
                 logs |= self._speed()
         super().log(logs, start_time)
 
     def _speed(self) -> dict[str, float]:
-        figures = {"tokens": float(self.throughput.tokens), "peak_memory_mb": peak_memory_mb()}
+        figures = {"peak_memory_mb": peak_memory_mb()}
         rate = self.throughput.rate()
         if rate is not None:
             figures["tokens_per_second"] = rate
