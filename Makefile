@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: train test test-fast check format lock clean
 
 train: .venv/ready  ## Train the quickstart model from scratch (about 10 minutes on 2 CPU cores)
-	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	$(BIN)/accelerate launch --quiet --config_file configs/accelerate/single.yaml \
 		recipes/pretrain.py --config configs/pretrain/quickstart.yaml --overwrite
 
 test: .venv/ready  ## All tests that fit the gate

@@ -62,7 +62,7 @@ def main(config: PretrainConfig) -> dict[str, float]:
         from gpt_finetune.data.prepare import prepare
         from gpt_finetune.training.trainer import GPTTrainer
 
-        arguments = training_arguments(config.train, launched.folder)
+        arguments = training_arguments(config.train, launched.folder, evaluate=config.data.holds_out)
         with arguments.main_process_first(desc="data preparation"):
             data = prepare(config.data, config.tokenizer)
         set_seed(config.train.seed)

@@ -170,6 +170,12 @@ class DataConfig:
     seed: int = 0
     cache_dir: str | None = None
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether there will be something to evaluate on."""
+        split_off = self.validation_documents > 0 if self.streaming else self.validation_fraction > 0
+        return bool(self.validation) or split_off
+
     def validate(self, prefix: str = "data") -> None:
         """Check every field, sources included.
 

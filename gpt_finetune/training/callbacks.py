@@ -13,6 +13,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
+from gpt_finetune.errors import InputError
 from gpt_finetune.generation import generate
 from gpt_finetune.training.arguments import SampleConfig
 
@@ -50,7 +51,7 @@ class MetricsWriter(TrainerCallback):
 
 
 class SampleWriter(TrainerCallback):
-    """Generates from fixed prompts at each evaluation; shows them and appends them to `samples.jsonl`.
+    """Generates from fixed prompts at each evaluation and at the end; shows them and appends them to `samples.jsonl`.
 
     Args:
         config: Prompts and sampling options.
@@ -61,17 +62,29 @@ class SampleWriter(TrainerCallback):
 
     def __init__(self, config: SampleConfig, tokenizer: PreTrainedTokenizerBase, path: Path, console: Console) -> None:
         self.config, self.tokenizer, self.path, self.console = config, tokenizer, path, console
+        self._sampled_at = 0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep the samples of the steps before the one that a run resumes from, and no others."""
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Keep the samples of the steps before the one that a run resumes from, and no others.
+
+        Raises:
+            InputError: A prompt leaves no room in the model's positions.
+        """
+        limit = model.config.max_position_embeddings
+        for prompt in self.config.prompts:
+            used = len(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+            if used >= limit:
+                problem = f"its {used} tokens leave no room in the model's {limit} positions"
+                raise InputError("sample.prompts", prompt, problem, "Shorten it")
         if state.is_world_process_zero:
             kept = [row for row in read_json_lines(self.path) if 0 < row.get("step", 0) <= state.global_step]
             self.path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Sample from each prompt."""
-        if not state.is_world_process_zero:
+        if not state.is_world_process_zero or state.global_step == self._sampled_at:
             return
+        self._sampled_at = state.global_step
         for prompt in self.config.prompts:
             text = sample(model, self.tokenizer, prompt, self.config)
             append_json_line(
@@ -87,6 +100,10 @@ class SampleWriter(TrainerCallback):
             )
             self.console.print(prompt, style="bold", end="", markup=False, highlight=False)
             self.console.print(text, style="cyan", markup=False, highlight=False)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Sample at the end in any case, also where nothing is evaluated."""
+        self.on_evaluate(args, state, control, **kwargs)
 
 
 def sample(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, config: SampleConfig) -> str:

@@ -138,6 +138,21 @@ def test_streaming_trains(start, tmp_path):
     assert len(losses(tmp_path / "stream")) == 3
 
 
+def test_training_on_everything(start, tmp_path):
+    figures = start(tmp_path / "all", "data.validation_fraction=0")
+    assert "eval_loss" not in figures
+    assert figures["tokens_per_second"] > 0
+    assert [row["step"] for row in read_json_lines(tmp_path / "all" / "samples.jsonl")] == [6, 6]
+    assert (tmp_path / "all" / "report.html").exists()
+
+
+def test_evaluation_at_the_end_only(start, tmp_path):
+    figures = start(tmp_path / "end", "train.eval_steps=null", "train.save_steps=null")
+    assert figures["bits_per_byte"] > 0
+    assert [row["step"] for row in read_json_lines(tmp_path / "end" / "samples.jsonl")] == [6, 6]
+    assert not list((tmp_path / "end").glob("checkpoint-*"))
+
+
 def test_muon_and_schedule_and_tensorboard(start, tmp_path):
     pytest.importorskip("tensorboard")
     more = ["train.optimizer=muon", "train.schedule=wsd", "train.report_to=[tensorboard]"]
@@ -161,6 +176,7 @@ def test_muon_and_schedule_and_tensorboard(start, tmp_path):
         (["data.sources=[{path: /nowhere}]"], "/nowhere"),
         (["tokenizer.path=/nowhere"], "/nowhere"),
         (["tokenizer.vocab_size=200"], r"tokenizer.vocab_size = 200"),
+        ([f"sample.prompts=[{'床前明月光，' * 40}]"], "sample.prompts.*leave no room in the model's 64 positions"),
         (["output_dir=/dev/null/run"], r"output_dir = '/dev/null/run'"),
         (["--resume"], "resume = True: .* holds no run"),
         (["--resume", "--overwrite"], "resume = True: overwrite=true is given too"),
@@ -170,7 +186,8 @@ def test_bad_input_is_refused_before_training(start, tmp_path, more, message):
     with pytest.raises(InputError, match=message) as caught:
         start(tmp_path / "bad", *more)
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "bad" / "metrics.jsonl").exists()
+    assert not (tmp_path / "bad" / "checkpoint-3").exists()
+    assert not (tmp_path / "bad" / "samples.jsonl").exists()
 
 
 def test_a_folder_that_holds_a_run_is_kept(finished, start, tmp_path):

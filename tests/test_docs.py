@@ -1,0 +1,69 @@
+"""What the documents say can be done: their files exist, their commands parse, both languages say the same."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+from support import ROOT, load_recipe
+
+from gpt_finetune.config import parse
+
+READMES = ["README.md", "README.zh-CN.md"]
+
+
+def shell_lines(name: str) -> list[str]:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"```shell\n(.*?)```", text, flags=re.DOTALL)).replace("\\\n", " ")
+    return [line.split(" # ")[0].strip() for line in blocks.splitlines() if line.strip() and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_recipe_commands_parse(name):
+    commands = [line for line in shell_lines(name) if "recipes/" in line]
+    assert len(commands) >= 4
+    for line in commands:
+        words = shlex.split(line)
+        at = next(i for i, word in enumerate(words) if word.startswith("recipes/"))
+        recipe = words[at].removeprefix("recipes/").removesuffix(".py")
+        module = load_recipe(recipe)
+        config_class = next(v for k, v in vars(module).items() if k.lower() == f"{recipe}config")
+        config = parse(config_class, [str(ROOT / w) if w.startswith("configs/") else w for w in words[at + 1 :]])
+        if hasattr(module, "check"):
+            module.check(config)
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_make_targets_exist(name):
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    wanted = {line.split()[1] for line in shell_lines(name) if line.startswith("make ")}
+    assert {"train", "test"} <= wanted <= set(targets)
+
+
+@pytest.mark.parametrize("name", [*READMES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/log.md"])
+def test_links_and_paths_exist(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    paths = re.findall(r"`((?:gpt_finetune|recipes|configs|tests|docs|benchmarks)/[\w./-]+)`", text)
+    base = (ROOT / name).parent
+    missing = [link for link in links if not (base / link).exists()]
+    missing += [path for path in paths if not (ROOT / path).exists() and "<" not in path]
+    assert not missing
+
+
+def test_both_readmes_have_the_same_commands_and_figures():
+    english, chinese = READMES
+    assert shell_lines(english) == shell_lines(chinese)
+    figures = [re.findall(r"\*\*(\d+\.\d+)\*\*", (ROOT / name).read_text(encoding="utf-8")) for name in READMES]
+    assert figures[0] == figures[1]
+    assert figures[0]
+
+
+def test_every_room_is_in_the_tree():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "gpt_finetune").iterdir():
+        if path.suffix == ".py" and not path.name.startswith("__"):
+            assert path.name in text or path.name == "errors.py", path.name
+    for path in (ROOT / "recipes").glob("*.py"):
+        assert path.name in text
