@@ -27,6 +27,23 @@ class Preset:
 _GPT2 = "Radford et al. 2019, Language Models are Unsupervised Multitask Learners, table 2"
 _GPT2_IDS = {"bos_token_id": 50256, "eos_token_id": 50256}
 _GPT2_DROPOUT = {"embedding_dropout": 0.1, "attention_dropout": 0.1, "residual_dropout": 0.1}
+_GPT3 = "Brown et al. 2020, Language Models are Few-Shot Learners (arXiv:2005.14165), table 2.1"
+
+
+def _gpt3(layers: int, width: int, heads: int, head_dim: int, paper: str = _GPT3) -> Preset:
+    """Return one of GPT-3's eight sizes: GPT-2's layout, every other layer locally banded (section 2.1)."""
+    fields = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "head_dim": head_dim,
+        "max_position_embeddings": 2048,
+        "layer_types": ["full_attention", "sliding_attention"] * (layers // 2),
+        "sliding_window": 256,  # the paper gives no width; this is GPT-Neo's
+    }
+    return Preset(paper, {**_GPT2_IDS, **fields})
+
+
 # Rotary positions, RMSNorm without biases, normalised queries and keys, squared ReLU: each with its paper in GPTConfig.
 _MODERN = {
     "position_embedding_type": "rotary",
@@ -60,6 +77,16 @@ PRESETS: dict[str, Preset] = {
             "max_position_embeddings": 256,
         },
     ),
+    "gpt1": Preset(
+        "Radford et al. 2018, Improving Language Understanding by Generative Pre-Training, section 4.1",
+        {
+            **_GPT2_DROPOUT,
+            "vocab_size": 40478,
+            "max_position_embeddings": 512,
+            "norm_position": "post",
+            "scale_residual_init": False,
+        },
+    ),
     "gpt2": Preset(_GPT2, {**_GPT2_IDS, **_GPT2_DROPOUT}),
     "gpt2-medium": Preset(
         _GPT2,
@@ -73,6 +100,15 @@ PRESETS: dict[str, Preset] = {
         _GPT2,
         {**_GPT2_IDS, **_GPT2_DROPOUT, "hidden_size": 1600, "num_hidden_layers": 48, "num_attention_heads": 25},
     ),
+    "gpt3-small": _gpt3(12, 768, 12, 64),
+    "gpt3-medium": _gpt3(24, 1024, 16, 64),
+    "gpt3-large": _gpt3(24, 1536, 16, 96),
+    # The table says 24 heads of 128 at width 2048, which would make 1.5 B parameters; its own count fits 16 heads.
+    "gpt3-xl": _gpt3(24, 2048, 16, 128, f"{_GPT3}, heads corrected to fit its parameter count"),
+    "gpt3-2.7b": _gpt3(32, 2560, 32, 80),
+    "gpt3-6.7b": _gpt3(32, 4096, 32, 128),
+    "gpt3-13b": _gpt3(40, 5140, 40, 128),
+    "gpt3-175b": _gpt3(96, 12288, 96, 128),
     "modern-124m": Preset(
         "none: GPT-2 small's shape with the options that replaced its own since",
         {**_GPT2_IDS, **_MODERN},

@@ -43,6 +43,7 @@ class TrainConfig:
         log_steps: Optimiser steps between lines of metrics.
         save_steps: Optimiser steps between checkpoints to resume from; null means none.
         save_total_limit: How many checkpoints to keep, the newest ones.
+        threads: CPU threads a process, when there is no GPU; null shares the cores among the processes.
         workers: Processes that load data; 0 loads in the training process.
         report_to: Trackers besides metrics.jsonl: tensorboard, trackio.
         seed: Seed of weights, order and dropout.
@@ -72,6 +73,7 @@ class TrainConfig:
     log_steps: int = 10
     save_steps: int | None = None
     save_total_limit: int = 2
+    threads: int | None = None
     workers: int = 0
     report_to: list[Literal["tensorboard", "trackio"]] = field(default_factory=list)
     seed: int = 0
@@ -163,9 +165,11 @@ def training_arguments(config: TrainConfig, output_dir: Path, *, evaluate: bool 
     import torch
     from transformers import TrainingArguments
 
-    from gpt_finetune.training.throughput import resolve_precision
+    from gpt_finetune.training.throughput import resolve_precision, use_cpu_threads
 
     use_cpu = not torch.accelerator.is_available()
+    if use_cpu:
+        use_cpu_threads(config.threads)
     schedule, schedule_arguments = _SCHEDULES[config.schedule]
     values: dict[str, Any] = {
         "output_dir": str(output_dir),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
 import resource
 import sys
 import time
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
@@ -62,6 +64,21 @@ def resolve_precision(precision: str, device: str) -> str:
         return precision
     fast = matmul_ceiling(device, torch.bfloat16) > 1.3 * matmul_ceiling(device, torch.float32)
     return "bfloat16" if fast else "float32"
+
+
+def use_cpu_threads(threads: int | None) -> None:
+    """Set how many threads this process computes with on the CPU.
+
+    `accelerate launch` and torchrun set OMP_NUM_THREADS=1 unless told otherwise, which leaves all but one core idle
+    without a word. None undoes that: this machine's physical cores, shared among its processes. A number of threads
+    that the environment gives otherwise stays.
+    """
+    launched = {"ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"} & os.environ.keys()
+    if threads is None and launched and os.environ.get("OMP_NUM_THREADS") == "1":
+        cores = min(psutil.cpu_count(logical=False) or 1, len(psutil.Process().cpu_affinity() or [0]))
+        threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def peak_memory_mb() -> float:

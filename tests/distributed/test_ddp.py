@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import psutil
 import pytest
 from support import ROOT
 
@@ -17,12 +18,14 @@ def launch(config: str, *words: str) -> subprocess.CompletedProcess[str]:
     """Run the pretraining recipe as the documentation says, and return what it printed."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
     command += ["--config_file", str(ROOT / "configs" / "accelerate" / config), str(ROOT / "recipes" / "pretrain.py")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("OMP_NUM_THREADS", None)  # as a user's shell is
     return subprocess.run([*command, *words], capture_output=True, text=True, env=environment, timeout=280)
 
 
 @pytest.mark.slow
 def test_two_processes_share_the_trajectory_of_one(words, tmp_path):
+    cores = min(psutil.cpu_count(logical=False), len(psutil.Process().cpu_affinity()))
     found = {}
     for processes, config, batch_size in ((1, "single.yaml", 4), (2, "cpu-2.yaml", 2)):
         folder = tmp_path / f"{processes}"
@@ -31,6 +34,8 @@ def test_two_processes_share_the_trajectory_of_one(words, tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
         receipt = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         assert receipt["environment"]["processes"] == processes
+        # Accelerate would have left each process one thread, whatever the machine has
+        assert receipt["environment"]["threads"] == max(1, cores // processes)
         rows = read_json_lines(folder / "metrics.jsonl")
         found[processes] = rows, receipt["figures"]
     (one, figures_one), (two, figures_two) = found[1], found[2]

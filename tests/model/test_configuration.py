@@ -82,6 +82,31 @@ def test_preset_has_the_published_number_of_parameters(name, parameters, count_p
     assert count_parameters(preset(name)) == parameters
 
 
+# GPT-1's own authors say 117 M; the GPT-3 paper gives each of its sizes to two or three digits.
+@pytest.mark.parametrize(
+    ("name", "millions", "tolerance"),
+    [
+        ("gpt1", 117, 0.005),
+        ("gpt3-small", 125, 0.005),
+        ("gpt3-medium", 350, 0.02),
+        ("gpt3-large", 760, 0.005),
+        ("gpt3-xl", 1_300, 0.02),
+        ("gpt3-2.7b", 2_700, 0.02),
+        ("gpt3-6.7b", 6_700, 0.01),
+        ("gpt3-13b", 13_000, 0.01),
+        ("gpt3-175b", 175_000, 0.005),
+    ],
+)
+def test_preset_has_the_size_of_its_paper(name, millions, tolerance, count_parameters):
+    assert count_parameters(preset(name)) == pytest.approx(millions * 1e6, rel=tolerance)
+
+
+def test_gpt3_alternates_dense_and_banded_layers():
+    config = preset("gpt3-small")
+    assert config.layer_types[:3] == ["full_attention", "sliding_attention", "full_attention"]
+    assert config.sliding_window == 256
+
+
 def test_modern_124m_keeps_its_name(count_parameters):
     assert count_parameters(preset("modern-124m")) == pytest.approx(124e6, rel=0.01)
 

@@ -2,13 +2,42 @@
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+)
 
 from gpt_finetune import GPTConfig, GPTForCausalLM
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 SIZE = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 IDS = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+
+
+def gpt2_blocks(theirs: dict[str, torch.Tensor], norms: dict[str, str]) -> dict[str, torch.Tensor]:
+    """Rename the blocks of GPT-1 and GPT-2, which keep projections transposed and q, k, v in one matrix."""
+    state = {}
+    for kind in ("weight", "bias"):
+        for i in range(SIZE["num_hidden_layers"]):
+            here, there = f"model.layers.{i}", f"transformer.h.{i}"
+            for ours_name, their_name in norms.items():
+                state[f"{here}.{ours_name}.{kind}"] = theirs[f"{there}.{their_name}.{kind}"]
+            fused = theirs[f"{there}.attn.c_attn.{kind}"].t().chunk(3)
+            for name, part in zip("qkv", fused, strict=True):
+                state[f"{here}.self_attn.{name}_proj.{kind}"] = part
+            for ours_name, their_name in {
+                "self_attn.o_proj": "attn.c_proj",
+                "mlp.up_proj": "mlp.c_fc",
+                "mlp.down_proj": "mlp.c_proj",
+            }.items():
+                state[f"{here}.{ours_name}.{kind}"] = theirs[f"{there}.{their_name}.{kind}"].t()
+    return state
 
 
 def gpt2_pair(attn: str):
@@ -23,24 +52,61 @@ def gpt2_pair(attn: str):
         "model.embed_tokens.weight": theirs["transformer.wte.weight"],
         "model.embed_positions.weight": theirs["transformer.wpe.weight"],
         "lm_head.weight": theirs["lm_head.weight"],
+        "model.norm.weight": theirs["transformer.ln_f.weight"],
+        "model.norm.bias": theirs["transformer.ln_f.bias"],
+        **gpt2_blocks(theirs, {"input_layernorm": "ln_1", "post_attention_layernorm": "ln_2"}),
     }
-    norms = {"input_layernorm": "ln_1", "post_attention_layernorm": "ln_2"}
-    for kind in ("weight", "bias"):
-        state[f"model.norm.{kind}"] = theirs[f"transformer.ln_f.{kind}"]
-        for i in range(SIZE["num_hidden_layers"]):
-            here, there = f"model.layers.{i}", f"transformer.h.{i}"
-            for ours_name, their_name in norms.items():
-                state[f"{here}.{ours_name}.{kind}"] = theirs[f"{there}.{their_name}.{kind}"]
-            # GPT-2 keeps its projections transposed, and query, key and value in one matrix
-            fused = theirs[f"{there}.attn.c_attn.{kind}"].t().chunk(3)
-            for name, part in zip("qkv", fused, strict=True):
-                state[f"{here}.self_attn.{name}_proj.{kind}"] = part
-            for ours_name, their_name in {
-                "self_attn.o_proj": "attn.c_proj",
-                "mlp.up_proj": "mlp.c_fc",
-                "mlp.down_proj": "mlp.c_proj",
-            }.items():
-                state[f"{here}.{ours_name}.{kind}"] = theirs[f"{there}.{their_name}.{kind}"].t()
+    ours.load_state_dict(state)
+    return ours, reference
+
+
+def gpt1_pair():
+    no_dropout = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0)
+    reference = OpenAIGPTLMHeadModel(
+        OpenAIGPTConfig(**SIZE, **no_dropout, n_positions=64, initializer_range=0.2)
+    ).eval()
+    config = GPTConfig(**SIZE, max_position_embeddings=64, norm_position="post")
+    ours = GPTForCausalLM(config).eval()
+    theirs = reference.state_dict()
+    state = {
+        "model.embed_tokens.weight": theirs["transformer.tokens_embed.weight"],
+        "model.embed_positions.weight": theirs["transformer.positions_embed.weight"],
+        "lm_head.weight": theirs["lm_head.weight"],
+        **gpt2_blocks(theirs, {"post_attention_layernorm": "ln_1", "post_feedforward_layernorm": "ln_2"}),
+    }
+    ours.load_state_dict(state)
+    return ours, reference
+
+
+def gpt3_pair():
+    """GPT-3 was never released; GPT-Neo has its alternation of dense and local layers."""
+    layers = SIZE["num_hidden_layers"]
+    sizes = {"vocab_size": 99, "hidden_size": 32, "num_layers": layers + 1, "num_heads": 4, "window_size": 4}
+    attention = [[["global", "local"], 2]]
+    reference = GPTNeoForCausalLM(
+        GPTNeoConfig(**sizes, **IDS, attention_types=attention, max_position_embeddings=64, initializer_range=0.2)
+    ).eval()
+    kinds = ["full_attention", "sliding_attention"] * 2
+    fields = {**SIZE, "num_hidden_layers": layers + 1, "layer_types": kinds, "sliding_window": 4}
+    ours = GPTForCausalLM(GPTConfig(**fields, **IDS, max_position_embeddings=64)).eval()
+    names = {
+        "model.embed_tokens": "transformer.wte",
+        "model.embed_positions": "transformer.wpe",
+        "model.norm": "transformer.ln_f",
+        "lm_head": "lm_head",
+    }
+    for i in range(layers + 1):
+        here, there = f"model.layers.{i}", f"transformer.h.{i}"
+        names |= {f"{here}.input_layernorm": f"{there}.ln_1", f"{here}.post_attention_layernorm": f"{there}.ln_2"}
+        names |= {f"{here}.mlp.up_proj": f"{there}.mlp.c_fc", f"{here}.mlp.down_proj": f"{there}.mlp.c_proj"}
+        for ours_name, their_name in {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}.items():
+            names[f"{here}.self_attn.{ours_name}_proj"] = f"{there}.attn.attention.{their_name}"
+    theirs, state = reference.state_dict(), ours.state_dict()
+    for key in state:
+        module, kind = key.rsplit(".", 1)
+        value = theirs.get(f"{names[module]}.{kind}", torch.zeros_like(state[key]))  # q, k, v have no bias there
+        scale = 8**0.5 if module.endswith("q_proj") else 1.0  # and scores are not divided by sqrt(head size)
+        state[key] = value * scale
     ours.load_state_dict(state)
     return ours, reference
 
@@ -100,6 +166,22 @@ def test_logits_loss_and_hidden_states(make, attn, padding):
     assert len(a.hidden_states) == len(b.hidden_states)
     for x, y in zip(a.hidden_states, b.hidden_states, strict=True):
         torch.testing.assert_close(x[real], y[real], **TOLERANCE)
+
+
+@pytest.mark.parametrize("make", [gpt1_pair, gpt3_pair])
+@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+def test_gpt1_and_gpt3(make, attn):
+    ours, reference = make()
+    ours.set_attn_implementation(attn)
+    ids, _ = batch(None)
+    a, b = (model(input_ids=ids, labels=ids, output_hidden_states=True) for model in (ours, reference))
+    torch.testing.assert_close(a.logits, b.logits, **TOLERANCE)
+    torch.testing.assert_close(a.loss, b.loss, **TOLERANCE)
+    for x, y in zip(a.hidden_states, b.hidden_states, strict=True):
+        torch.testing.assert_close(x, y, **TOLERANCE)
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    mask = torch.ones_like(ids)
+    assert torch.equal(ours.generate(ids, attention_mask=mask, **options), reference.generate(ids, **options))
 
 
 def test_attention_weights(pair):
