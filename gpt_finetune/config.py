@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import re
 import shlex
@@ -57,12 +58,21 @@ def parse(config_class: type[T], arguments: Sequence[str] | None = None) -> T:
 
 def run(main: Callable[[T], Any], config_class: type[T], arguments: Sequence[str] | None = None) -> Any:
     """Parse, then call `main`; bad input ends as one line on standard error and exit code 2."""
+    _show_log()
     try:
         return main(parse(config_class, arguments))
     except InputError as error:
         if os.environ.get("RANK", "0") == "0":  # one line, however many processes were launched
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _show_log() -> None:
+    """Show what the package has to say (the ledger, above all) on standard error, from the first process only."""
+    logger = logging.getLogger("gpt_finetune")
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
 
 
 def to_yaml(config: Any) -> str:

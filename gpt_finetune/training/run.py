@@ -148,6 +148,16 @@ class Run:
             self.receipt["baselines"] = {"xz -9e": {"bits_per_byte": prepared.xz_bits_per_byte}}
         if self.main:
             self.save_receipt()
+        made = self.receipt["environment"]
+        log.info(
+            "%.2f M parameters, %s on %s, processes: %d, CPU threads in each: %d; everything goes to %s",
+            model.num_parameters() / 1e6,
+            made["precision"],
+            made["device"],
+            made["processes"],
+            made["threads"],
+            self.folder,
+        )
 
     def finish(self, trainer: Any, figures: dict[str, float]) -> None:
         """Save the model with its tokenizer, the receipt, the card, the curves and the report.
@@ -172,7 +182,7 @@ class Run:
         self.save_receipt()
         report = write_report(self.folder)
         write_card(self.folder)
-        print(f"report: {report}")
+        log.info("done: see %s", report)
 
 
 def environment(trainer: Any) -> dict[str, Any]:

@@ -75,7 +75,9 @@ def use_cpu_threads(threads: int | None) -> None:
     """
     launched = {"ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"} & os.environ.keys()
     if threads is None and launched and os.environ.get("OMP_NUM_THREADS") == "1":
-        cores = min(psutil.cpu_count(logical=False) or 1, len(psutil.Process().cpu_affinity() or [0]))
+        cores = psutil.cpu_count(logical=False) or 1
+        if hasattr(os, "sched_getaffinity"):  # not on macOS
+            cores = min(cores, len(os.sched_getaffinity(0)))
         threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if threads is not None:
         torch.set_num_threads(threads)

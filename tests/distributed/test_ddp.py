@@ -25,13 +25,14 @@ def launch(config: str, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_two_processes_share_the_trajectory_of_one(words, tmp_path):
-    cores = min(psutil.cpu_count(logical=False), len(psutil.Process().cpu_affinity()))
+    cores = min(psutil.cpu_count(logical=False), len(os.sched_getaffinity(0)))
     found = {}
     for processes, config, batch_size in ((1, "single.yaml", 4), (2, "cpu-2.yaml", 2)):
         folder = tmp_path / f"{processes}"
         # 5 rows a batch of evaluation do not divide evenly between two processes: repeats must not count
         done = launch(config, *words(folder, f"train.batch_size={batch_size}", "train.eval_batch_size=5"))
         assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stderr.count("dropped") == 1  # the ledger is said, and once
         receipt = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         assert receipt["environment"]["processes"] == processes
         # Accelerate would have left each process one thread, whatever the machine has
