@@ -25,7 +25,7 @@ def load(path: str, *, trust_remote_code: bool = False) -> tuple[PreTrainedModel
 
     try:
         model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         problem = str(error).splitlines()[0]
         raise InputError("model", path, problem, "Give a model's folder or Hub id; `make train` makes one") from None

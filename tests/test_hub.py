@@ -90,7 +90,7 @@ def test_the_snippet_is_python_that_loads_with_the_auto_classes(path: Path) -> N
     compile(snippet[1], "snippet", "exec")
     assert 'path = "path/to/quick"' in snippet[1]
     assert "AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)" in snippet[1]
-    assert "AutoTokenizer.from_pretrained(path)" in snippet[1]
+    assert "AutoTokenizer.from_pretrained(path, trust_remote_code=True)" in snippet[1]
     assert "gpt_finetune" not in snippet[1]
 
 

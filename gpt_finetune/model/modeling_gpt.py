@@ -251,7 +251,7 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         Example:
             >>> from transformers import AutoModelForCausalLM, AutoTokenizer
             >>> model = AutoModelForCausalLM.from_pretrained("runs/quickstart", trust_remote_code=True)
-            >>> tokenizer = AutoTokenizer.from_pretrained("runs/quickstart")
+            >>> tokenizer = AutoTokenizer.from_pretrained("runs/quickstart", trust_remote_code=True)
             >>> ids = model.generate(**tokenizer("def main(", return_tensors="pt"), max_new_tokens=32)
             >>> print(tokenizer.decode(ids[0]))
         """

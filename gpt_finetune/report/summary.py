@@ -212,7 +212,7 @@ def load_snippet(run: Run) -> str:
     return f"""from transformers import AutoModelForCausalLM, AutoTokenizer
 
 path = {_quote(where)}
-tokenizer = AutoTokenizer.from_pretrained(path)
+tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
 
 inputs = tokenizer({_quote(prompt)}, return_tensors="pt")
