@@ -46,6 +46,9 @@ def architecture(config: ModelConfig, block_size: int, vocab_size: int, **specia
         InputError: A field is unknown or contradicts another, the block is longer than the model's positions, or the
             vocabulary is smaller than the tokenizer's.
     """
+    if config.from_pretrained and config.overrides:
+        remedy = "Leave them out, or train from a preset"
+        raise InputError("model.overrides", config.overrides, "a checkpoint's architecture is what it is", remedy)
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     fields = {"vocab_size": vocab_size, **ids, **special_ids, **config.overrides}
     try:

@@ -20,8 +20,7 @@ class InputError(ValueError):
 
     def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
         self.field, self.value, self.problem, self.remedy = field, value, problem, remedy
-        end = "" if remedy.endswith((".", "?", "!")) else "."
-        super().__init__(f"{field} = {_shorten(repr(value))}: {problem}. {remedy}{end}")
+        super().__init__(f"{field} = {_shorten(repr(value))}: {_sentence(problem)} {_sentence(remedy)}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -29,6 +28,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}"
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def _shorten(text: str, limit: int = 200) -> str:
