@@ -1,8 +1,25 @@
 """Build, train and fine-tune GPT models inside the Hugging Face ecosystem."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
-from .model import GPTConfig, GPTForCausalLM, GPTModel
+from .conversion import export_native, read_foreign_checkpoints
+from .model import (
+    GPTConfig,
+    GPTForCausalLM,
+    GPTForMultipleChoice,
+    GPTForQuestionAnswering,
+    GPTForSequenceClassification,
+    GPTForTokenClassification,
+    GPTModel,
+)
 from .presets import preset
 
 __version__ = "0.1.0"
@@ -10,5 +27,20 @@ __version__ = "0.1.0"
 AutoConfig.register(GPTConfig.model_type, GPTConfig)
 AutoModel.register(GPTConfig, GPTModel)
 AutoModelForCausalLM.register(GPTConfig, GPTForCausalLM)
+AutoModelForMultipleChoice.register(GPTConfig, GPTForMultipleChoice)
+AutoModelForQuestionAnswering.register(GPTConfig, GPTForQuestionAnswering)
+AutoModelForSequenceClassification.register(GPTConfig, GPTForSequenceClassification)
+AutoModelForTokenClassification.register(GPTConfig, GPTForTokenClassification)
+read_foreign_checkpoints()
 
-__all__ = ["GPTConfig", "GPTForCausalLM", "GPTModel", "preset"]
+__all__ = [
+    "GPTConfig",
+    "GPTForCausalLM",
+    "GPTForMultipleChoice",
+    "GPTForQuestionAnswering",
+    "GPTForSequenceClassification",
+    "GPTForTokenClassification",
+    "GPTModel",
+    "export_native",
+    "preset",
+]

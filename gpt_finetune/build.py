@@ -21,7 +21,8 @@ class ModelConfig:
     Args:
         preset: Named architecture to train from scratch; see gpt_finetune/presets.py.
         overrides: Fields of GPTConfig that replace the preset's, e.g. `model.overrides.hidden_size=512`.
-        from_pretrained: Folder or Hub id of a checkpoint to go on from, instead of a preset.
+        from_pretrained: Folder or Hub id of a checkpoint to go on from, instead of a preset: one of ours, or of a
+            dialect that gpt_finetune/conversion reads.
         attn_implementation: Attention backend: eager, sdpa, flex_attention, flash_attention_2; null lets
             transformers choose.
     """
@@ -87,22 +88,22 @@ def build_model(config: ModelConfig, block_size: int, tokenizer: PreTrainedToken
     Raises:
         InputError: See `architecture`.
     """
-    from transformers import AutoModelForCausalLM
+    from gpt_finetune import GPTForCausalLM
 
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     resolved = architecture(config, block_size, len(tokenizer), **ids)
     tokenizer.model_max_length = resolved.max_position_embeddings
     backend = {"attn_implementation": config.attn_implementation}
     if config.from_pretrained:
-        return AutoModelForCausalLM.from_pretrained(config.from_pretrained, dtype="float32", **backend)
-    return AutoModelForCausalLM.from_config(resolved, **backend)
+        return GPTForCausalLM.from_pretrained(config.from_pretrained, dtype="float32", **backend)
+    return GPTForCausalLM._from_config(resolved, **backend)
 
 
 def _read(path: str) -> GPTConfig:
-    from transformers import AutoConfig
+    from gpt_finetune import GPTConfig
 
     try:
-        return AutoConfig.from_pretrained(path)
+        return GPTConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         problem = str(error).splitlines()[0]
         raise InputError("model.from_pretrained", path, problem, "Give a checkpoint folder or a Hub id") from None

@@ -19,6 +19,7 @@ FLOORS = {
     "presets": 2,
     "report": 2,
     "build": 3,
+    "conversion": 3,
     "hub": 3,
     "training": 4,
     "cli": 5,
@@ -98,8 +99,8 @@ def test_what_travels_stands_alone(path):
     assert "from .." not in text
 
 
-def test_model_folder_is_readable_in_one_sitting():
-    files = (ROOT / "gpt_finetune/model").glob("*_gpt.py")
+def test_the_architecture_is_readable_in_one_sitting():
+    files = [ROOT / "gpt_finetune/model" / f"{name}_gpt.py" for name in ("configuration", "layers", "modeling")]
     assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 900
 
 

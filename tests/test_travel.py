@@ -9,10 +9,19 @@ import sys
 import pytest
 import torch
 
+from gpt_finetune import (
+    GPTForMultipleChoice,
+    GPTForQuestionAnswering,
+    GPTForSequenceClassification,
+    GPTForTokenClassification,
+    GPTModel,
+)
+
 CLIENT = """
 import sys
 sys.modules["gpt_finetune"] = None  # importing the package now raises ImportError, as where it is not installed
 import torch
+import transformers
 from transformers import AutoModel, AutoModelForCausalLM
 try:
     import gpt_finetune
@@ -20,6 +29,7 @@ try:
 except ImportError:
     pass
 source, target = sys.argv[1:3]
+heads = ["MultipleChoice", "QuestionAnswering", "SequenceClassification", "TokenClassification"]
 ids = torch.load(f"{source}/ids.pt", weights_only=True)
 for name in sys.argv[3:]:
     model = AutoModelForCausalLM.from_pretrained(f"{source}/{name}", trust_remote_code=True).eval()
@@ -30,13 +40,34 @@ for name in sys.argv[3:]:
         generated = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
         found = {"logits": model(ids).logits, "hidden": base(ids).last_hidden_state, "generated": generated}
     torch.save(found, f"{target}/{name}.pt")
+for saved in ["CausalLM", *heads]:  # any class opens what any class saved
+    path = f"{source}/modern" if saved == "CausalLM" else f"{source}/For{saved}"
+    for opened in heads:
+        auto = getattr(transformers, f"AutoModelFor{opened}")
+        options = {"num_labels": 3, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, loading = auto.from_pretrained(path, trust_remote_code=True, **options)
+        assert type(model).__module__.startswith("transformers_modules") and type(model).__name__ == f"GPTFor{opened}"
+        assert all(name.startswith(("score.", "qa_outputs.")) for name in loading["missing_keys"])
+        if opened == saved:
+            shape = (2, 1, 9) if saved == "MultipleChoice" else (2, 9)
+            assert not loading["missing_keys"] and not loading["mismatched_keys"]
+            model.eval().save_pretrained(f"{target}/For{saved}")
+            with torch.no_grad():
+                torch.save(model(ids.view(shape))[0], f"{target}/For{saved}.pt")
 torch.save(ids, f"{target}/ids.pt")
 """
 NAMES = ["modern", "gpt2", "transformer-2017"]
+FILES = {"configuration_gpt.py", "heads_gpt.py", "layers_gpt.py", "modeling_gpt.py"}
+HEADS = [
+    GPTForMultipleChoice,
+    GPTForQuestionAnswering,
+    GPTForSequenceClassification,
+    GPTForTokenClassification,
+]
 
 
 @pytest.mark.slow
-def test_plain_save_pretrained_is_enough(make_model, tmp_path):
+def test_plain_save_pretrained_is_enough(make_model, make_config, tmp_path):
     ids = torch.randint(2, 512, (2, 9))
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
     for folder in (first, second, third):
@@ -46,11 +77,17 @@ def test_plain_save_pretrained_is_enough(make_model, tmp_path):
     for name in NAMES:
         model = make_model(name)
         model.save_pretrained(first / name)
-        files = {path.name for path in (first / name).glob("*.py")}
-        assert files == {"configuration_gpt.py", "layers_gpt.py", "modeling_gpt.py"}
+        assert {path.name for path in (first / name).glob("*.py")} == FILES
         with torch.no_grad():
             generated = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
             expected[name] = model(ids).logits, generated
+    expected_of_heads = {}
+    for head in HEADS:
+        model, name = head(make_config("modern", num_labels=3)).eval(), head.__name__.removeprefix("GPT")
+        model.save_pretrained(first / name)
+        assert {path.name for path in (first / name).glob("*.py")} == FILES
+        with torch.no_grad():
+            expected_of_heads[name] = model(ids.view((2, 1, 9) if head is GPTForMultipleChoice else (2, 9)))[0]
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
     environment.pop("PYTHONPATH", None)
     for source, target in ((first, second), (second, third)):
@@ -61,6 +98,16 @@ def test_plain_save_pretrained_is_enough(make_model, tmp_path):
             assert torch.equal(found["logits"], logits)
             assert torch.equal(found["generated"], generated)
             assert found["hidden"].shape == (2, 9, 32)
+        for name, logits in expected_of_heads.items():
+            assert {path.name for path in (target / name).glob("*.py")} == FILES
+            torch.testing.assert_close(torch.load(target / f"{name}.pt", weights_only=True), logits)
+
+
+@pytest.mark.parametrize("saves", ["base model", "config"])
+def test_the_code_travels_with_whatever_is_saved(make_config, saves, tmp_path):
+    config = make_config()
+    (config if saves == "config" else GPTModel(config)).save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.py")} == FILES
 
 
 def test_installed_package_is_used_without_trust(make_model, tmp_path):

@@ -1,7 +1,7 @@
 """The configuration of a GPT: every architectural choice as one typed, checked field."""
 
 import difflib
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
@@ -12,7 +12,16 @@ AUTO_MAP = {
     "AutoConfig": "configuration_gpt.GPTConfig",
     "AutoModel": "modeling_gpt.GPTModel",
     "AutoModelForCausalLM": "modeling_gpt.GPTForCausalLM",
+    "AutoModelForMultipleChoice": "heads_gpt.GPTForMultipleChoice",
+    "AutoModelForQuestionAnswering": "heads_gpt.GPTForQuestionAnswering",
+    "AutoModelForSequenceClassification": "heads_gpt.GPTForSequenceClassification",
+    "AutoModelForTokenClassification": "heads_gpt.GPTForTokenClassification",
 }
+
+if TYPE_CHECKING:
+    # Never runs. transformers copies a file together with those that its text imports, and a config is saved with every
+    # model: so all the files that AUTO_MAP names travel, whichever class was saved.
+    from .heads_gpt import GPTTaskModel  # noqa: F401
 
 # Keys that transformers and its companions pass to or store in a config and that are not architecture.
 _LIBRARY_KEYS = frozenset(
@@ -20,6 +29,7 @@ _LIBRARY_KEYS = frozenset(
         "_attn_implementation_internal",
         "_commit_hash",
         "_experts_implementation_internal",
+        "_name_or_path",
         "attn_implementation",
         "experts_implementation",
         "model_type",

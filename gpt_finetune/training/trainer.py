@@ -73,6 +73,15 @@ class GPTTrainer(Trainer):
                 self._flops_per_token = flops_per_token(self.model, rows.shape[-1])
         return super().training_step(model, inputs, num_items_in_batch)
 
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Count the items that have a label; of questions with their answers' positions, which Trainer does not."""
+        if batch_samples and "start_positions" in batch_samples[0] and "labels" not in batch_samples[0]:
+            batch_samples = [
+                {"labels": batch["start_positions"].masked_fill(batch["end_positions"] == -100, -100)}
+                for batch in batch_samples
+            ]
+        return super()._get_num_items_in_batch(batch_samples, device)
+
     # ------------------------------------------------------------------------------------------------ evaluation
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -90,13 +99,13 @@ class GPTTrainer(Trainer):
     def _without_repeats(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Mask the rows that the last distributed batch repeats to be even, so that none counts twice."""
         state = self.accelerator.gradient_state
-        if "labels" not in inputs or not state.end_of_dataloader or state.remainder <= 0:
+        names: list[str] = [name for name in ("labels", "start_positions", "end_positions") if name in inputs]
+        if not names or not state.end_of_dataloader or state.remainder <= 0:
             return inputs
-        rows = len(inputs["labels"])
-        own = min(rows, max(0, state.remainder - rows * self.accelerator.process_index))
-        labels = inputs["labels"].clone()
-        labels[own:] = -100
-        return {**inputs, "labels": labels}
+        masked = {name: inputs[name].clone() for name in names}
+        for labels in masked.values():
+            labels[max(0, state.remainder - len(labels) * self.accelerator.process_index) :] = -100
+        return {**inputs, **masked}
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Run transformers' loop; replace its mean over batches by the mean over tokens."""
@@ -142,7 +151,8 @@ class GPTTrainer(Trainer):
                     f"{prefix}loss is {loss} at step {self.state.global_step}: lower train.learning_rate "
                     f"(now {self._get_learning_rate():.3g}) or use train.precision=float32"
                 )
-            logs[f"{prefix}perplexity"] = math.exp(min(loss, 700.0))
+            if self._loss_shifts_labels:  # a language model's loss; that of a task has no perplexity
+                logs[f"{prefix}perplexity"] = math.exp(min(loss, 700.0))
             ratio = self._tokens_per_byte[prefix]
             if ratio is not None:
                 logs[f"{prefix}bits_per_byte"] = loss / math.log(2) * ratio

@@ -25,6 +25,7 @@ def test_round_trip_keeps_every_field(make_config, architecture, tmp_path):
     config.save_pretrained(tmp_path)
     again = GPTConfig.from_pretrained(tmp_path)
     assert again.to_dict() == config.to_dict()
+    assert GPTConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
 
 
 def test_gated_mlp_has_the_parameters_of_a_plain_one():

@@ -127,6 +127,20 @@ def test_going_on_from_a_checkpoint(finished, start, tmp_path):
     assert losses(tmp_path / "on")[0] < losses(finished)[0] - 0.3
 
 
+def test_going_on_from_someone_elses_checkpoint(finished, start, tmp_path):
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    foreign = tmp_path / "gpt2"
+    tokenizer = AutoTokenizer.from_pretrained(finished)
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=64, **ids)
+    ).save_pretrained(foreign)
+    tokenizer.save_pretrained(foreign)
+    start(tmp_path / "on", f"model.from_pretrained={foreign}", "model.overrides={}", "train.max_steps=2")
+    assert json.loads((tmp_path / "on" / "config.json").read_text(encoding="utf-8"))["model_type"] == "gpt_finetune"
+
+
 def test_accumulation_gives_the_same_run(finished, start, tmp_path):
     start(tmp_path / "accumulated", "train.batch_size=1", "train.accumulation=4")
     assert losses(tmp_path / "accumulated") == pytest.approx(losses(finished), rel=1e-4)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from gpt_finetune import GPTForCausalLM
+from gpt_finetune import GPTForCausalLM, GPTForQuestionAnswering
 from gpt_finetune.errors import InputError
 from gpt_finetune.training.arguments import SampleConfig, TrainConfig, training_arguments
 from gpt_finetune.training.callbacks import MetricsWriter, SampleWriter, read_json_lines
@@ -117,6 +117,28 @@ def test_evaluation_is_token_weighted_whatever_the_batch_size(train):
         assert figures["bits_per_byte"] == pytest.approx(nats / count / math.log(2) * 0.5, rel=1e-5)
     # the mean over batches, which Trainer reports, would be another number
     assert abs(sum(model(**collate([row])).loss.item() for row in held_out) / 7 - nats / count) > 1e-4
+
+
+def test_questions_without_an_answer_do_not_count(make_config, tmp_path):
+    generator = torch.Generator().manual_seed(3)
+    data = []
+    for i in range(8):  # answers in five of the first six rows and none after: uneven between the passes
+        start = -100 if i in (2, 6, 7) else i
+        ids = torch.randint(2, 512, (12,), generator=generator)
+        answer = {"start_positions": torch.tensor(start), "end_positions": torch.tensor(start if start < 0 else i + 2)}
+        data.append({"input_ids": ids, **answer})
+    found = []
+    for batch_size, accumulation in ((8, 1), (4, 2), (1, 8)):
+        torch.manual_seed(0)
+        model = GPTForQuestionAnswering(make_config("modern"))
+        config = TrainConfig(**{**FAST, "max_steps": 2}, batch_size=batch_size, accumulation=accumulation)
+        args = training_arguments(config, tmp_path / f"{batch_size}")
+        trainer = GPTTrainer(model=model, args=args, train_dataset=data, eval_dataset=data, data_collator=collate)
+        trainer.train()
+        found.append([*losses(trainer), trainer.evaluate()["eval_loss"]])
+        assert "perplexity" not in trainer.state.log_history[0]
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    assert found[2] == pytest.approx(found[0], rel=1e-4)
 
 
 def test_matrices_decay_and_vectors_do_not(train):
