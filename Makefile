@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: train test test-fast check format lock clean
 
-train: .venv/ready  ## Train the quickstart model from scratch (about 10 minutes on 2 CPU cores)
+train: .venv/ready  ## Train the quickstart model from scratch (under 10 minutes on 2 CPU cores)
 	$(BIN)/accelerate launch --quiet --config_file configs/accelerate/single.yaml \
 		recipes/pretrain.py --config configs/pretrain/quickstart.yaml --overwrite
 
