@@ -104,9 +104,10 @@ def _normalise(words: list[str], config_class: type) -> list[str]:
         if plain != "config" and not _is_known(plain, known):
             raise InputError(name, value, "there is no such key", did_you_mean(plain, known))
         if not equals:
-            value = "true" if known.get(plain) is bool else next(rest, "")
-            if not value:
-                raise InputError(name, value, "it has no value", f"Write {name}=VALUE")
+            following = "true" if known.get(plain) is bool else next(rest, None)
+            if following is None:
+                raise InputError(name, "", "it has no value", f"Write {name}=VALUE")
+            value = following
         result.append(f"--{name}={value}")
     return result
 

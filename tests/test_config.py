@@ -95,6 +95,8 @@ def test_command_line_beats_file_beats_default(write):
         (["text=a=b c"], {"text": "a=b c"}),
         (["--text", "x = 1"], {"text": "x = 1"}),
         (["--text", "def "], {"text": "def "}),
+        (["--text", ""], {"text": ""}),
+        (["text="], {"text": ""}),
         (["--text", "--help me"], {"text": "--help me"}),
         (["text=你好，世界"], {"text": "你好，世界"}),
         (["text=123"], {"text": "123"}),

@@ -167,7 +167,8 @@ def training_arguments(config: TrainConfig, output_dir: Path, *, evaluate: bool 
 
     from gpt_finetune.training.throughput import resolve_precision, use_cpu_threads
 
-    use_cpu = not torch.accelerator.is_available()
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    use_cpu = accelerator is None
     if use_cpu:
         use_cpu_threads(config.threads)
     schedule, schedule_arguments = _SCHEDULES[config.schedule]
@@ -187,7 +188,7 @@ def training_arguments(config: TrainConfig, output_dir: Path, *, evaluate: bool 
         "adam_beta1": config.beta1,
         "adam_beta2": config.beta2,
         "max_grad_norm": config.max_grad_norm,
-        "bf16": resolve_precision(config.precision, "cpu" if use_cpu else "cuda") == "bfloat16",
+        "bf16": resolve_precision(config.precision, accelerator.type if accelerator else "cpu") == "bfloat16",
         "activation_checkpointing": config.gradient_checkpointing,
         "torch_compile": config.compile,
         "eval_strategy": "steps" if evaluate and config.eval_steps else "no",
@@ -201,7 +202,7 @@ def training_arguments(config: TrainConfig, output_dir: Path, *, evaluate: bool 
         "prediction_loss_only": True,
         "dataloader_num_workers": config.workers,
         "dataloader_persistent_workers": config.workers > 0,
-        "dataloader_pin_memory": not use_cpu,
+        "dataloader_pin_memory": torch.cuda.is_available(),
         "remove_unused_columns": False,
         "ddp_find_unused_parameters": False,
         "report_to": list(config.report_to) or "none",

@@ -45,7 +45,7 @@ def matmul_ceiling(device: str, dtype: torch.dtype, size: int = 1024, seconds: f
         start = time.perf_counter()
         a @ b
         if device != "cpu":
-            torch.cuda.synchronize()
+            torch.accelerator.synchronize()
         return time.perf_counter() - start
 
     once()
@@ -98,8 +98,9 @@ class Throughput(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        self.tokens = 0  # of all processes
+        self.tokens = 0  # of all processes, those before a resume included
         self.seconds = 0.0
+        self._start = 0  # tokens at the beginning of this process
         self._mark = (0, 0.0)
         self._since: float | None = None
 
@@ -114,11 +115,13 @@ class Throughput(TrainerCallback):
         return tokens / seconds if seconds > 0 else None
 
     def average(self) -> float | None:
-        """Return tokens a second over the whole run."""
-        return self.tokens / self.seconds if self.seconds > 0 else None
+        """Return tokens a second since the run was started or resumed."""
+        return (self.tokens - self._start) / self.seconds if self.seconds > 0 else None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
+        """Start the clock; go on counting where the checkpoint stopped."""
+        self.tokens = self._start = state.num_input_tokens_seen
+        self._mark = (self.tokens, self.seconds)
         self._since = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -127,6 +130,7 @@ class Throughput(TrainerCallback):
         if self._since is not None:
             self.seconds += now - self._since
         self._since = now
+        state.num_input_tokens_seen = self.tokens  # saved with each checkpoint
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leave out what the evaluation took."""

@@ -228,6 +228,7 @@ def test_metrics_file(train, tmp_path):
     again = read_json_lines(path)
     assert [(row["step"], row["split"]) for row in again] == [(row["step"], row["split"]) for row in written]
     assert again[:4] == written[:4]
+    assert [row["tokens"] for row in again] == [row["tokens"] for row in written]
     assert all(a["elapsed_s"] <= b["elapsed_s"] for a, b in itertools.pairwise(again))
 
 
