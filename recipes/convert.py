@@ -22,7 +22,8 @@ class ConvertConfig:
     """Convert a checkpoint.
 
     Args:
-        model: Folder or Hub id of a checkpoint of ours, or of an architecture that `to` lists.
+        model: Folder or Hub id of a checkpoint of ours, or of an architecture that `to` lists; or the name of a model
+            that arrives as a package: smollm2-135m-instruct.
         output_dir: Folder to write to; it must be new or empty.
         to: Format to write: gpt_finetune's, that of an architecture of transformers, or the first of these that
             fits (native).
@@ -46,6 +47,7 @@ def main(config: ConvertConfig) -> Path:
 
     from gpt_finetune import GPTConfig, GPTForCausalLM, export_native
     from gpt_finetune.conversion import check_is_new, find_tokenizer, new_folder
+    from gpt_finetune.packaged import locate
 
     check_is_new(config.output_dir, "output_dir")
     known = {*GPTConfig.__dataclass_fields__, *GPTConfig.attribute_map}
@@ -53,8 +55,9 @@ def main(config: ConvertConfig) -> Path:
         if name not in known:
             raise InputError(f"overrides.{name}", value, "there is no such field", did_you_mean(name, known))
     logging.set_verbosity_error()
+    path = locate(config.model)
     try:
-        model = GPTForCausalLM.from_pretrained(config.model, dtype=config.dtype, **config.overrides)
+        model = GPTForCausalLM.from_pretrained(path, dtype=config.dtype, **config.overrides)
     except InputError:
         raise
     except (OSError, ValueError, StrictDataclassError) as error:
@@ -62,7 +65,7 @@ def main(config: ConvertConfig) -> Path:
         raise InputError(
             "model", config.model, problem, "Give a checkpoint's folder or Hub id, and overrides that fit"
         ) from None
-    tokenizer = find_tokenizer(config.model)
+    tokenizer = find_tokenizer(path)
 
     if config.to == "gpt_finetune":
         with new_folder(config.output_dir) as folder:

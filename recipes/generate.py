@@ -2,8 +2,7 @@
 
     python recipes/generate.py --model runs/quickstart --prompt "def "
     python recipes/generate.py --model runs/quickstart --prompt_file prompts.txt --output answers.jsonl
-
-Every sampling option of transformers works: `options.num_beams=4 options.repetition_penalty=1.2`.
+    python recipes/generate.py --model smollm2-135m-instruct --chat --prompt "What is the capital of France?"
 """
 
 from __future__ import annotations
@@ -24,9 +23,10 @@ class GenerateConfig:
     """Generate text.
 
     Args:
-        model: Folder or Hub id of a causal language model.
+        model: Folder or Hub id of a causal language model, or the name of one that arrives as a package.
         prompt: Text to go on from; streamed as it is generated.
         prompt_file: UTF-8 file with one prompt a line, generated in batches instead.
+        chat: Put each prompt to the model as a user's message, in the words of its chat template.
         output: JSON-lines file for the answers to prompt_file; null prints them.
         batch_size: Prompts generated at once, from prompt_file.
         max_new_tokens: Length of an answer, in tokens.
@@ -35,12 +35,13 @@ class GenerateConfig:
         top_k: Sample from so many likeliest tokens; 0 means all.
         seed: Seed of the sampling.
         trust_remote_code: Run the code that comes with a model that is not one of ours.
-        options: Any further field of transformers.GenerationConfig.
+        options: Any further field of transformers.GenerationConfig: `options.num_beams=4`.
     """
 
     model: str = "runs/quickstart"
     prompt: str = ""
     prompt_file: str | None = None
+    chat: bool = False
     output: str | None = None
     batch_size: int = 8
     max_new_tokens: int = 128
@@ -76,33 +77,39 @@ def main(config: GenerateConfig) -> list[str]:
     from transformers.utils import logging
 
     from gpt_finetune.generation import generate, load
+    from gpt_finetune.packaged import locate
 
     known = set(GenerationConfig().to_dict())
     for name, value in config.options.items():
         if name not in known:
             raise InputError(f"options.{name}", value, "there is no such option", did_you_mean(name, known))
     logging.set_verbosity_error()
-    model, tokenizer = load(config.model, trust_remote_code=config.trust_remote_code)
+    model, tokenizer = load(locate(config.model), trust_remote_code=config.trust_remote_code)
+    asked = prompts
+    if config.chat:
+        if not tokenizer.chat_template:
+            raise InputError("chat", True, "this model has no chat template", "Leave it out, or take a chat model")
+        messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        asked = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     set_seed(config.seed)
     choice = {"temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
     sampling = {"do_sample": True, **choice} if config.temperature > 0 else {"do_sample": False}
     options = {**sampling, **config.options}
-
     if config.prompt_file is None:
-        print(config.prompt, end="", flush=True)
+        print(config.prompt, end="\n" if config.chat else "", flush=True)
         if options.get("num_beams", 1) == 1:
             options["streamer"] = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        texts = generate(model, tokenizer, prompts, config.max_new_tokens, **options)
+        answers = generate(model, tokenizer, asked, config.max_new_tokens, **options)
         if "streamer" not in options:  # beams know their text only at the end
-            print(texts[0])
-        return texts
+            print(answers[0])
+        return answers
 
-    answers: list[str] = []
+    answers = []
     with Path(config.output).open("w", encoding="utf-8") if config.output else nullcontext(sys.stdout) as file:
         for start in range(0, len(prompts), config.batch_size):
-            batch = prompts[start : start + config.batch_size]
-            texts = generate(model, tokenizer, batch, config.max_new_tokens, **options)
-            for prompt, text in zip(batch, texts, strict=True):
+            batch = slice(start, start + config.batch_size)
+            texts = generate(model, tokenizer, asked[batch], config.max_new_tokens, **options)
+            for prompt, text in zip(prompts[batch], texts, strict=True):
                 file.write(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) + "\n")
             answers += texts
             print(f"{len(answers)}/{len(prompts)} prompts", file=sys.stderr)

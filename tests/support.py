@@ -14,8 +14,8 @@ POEM = "床前明月光，疑是地上霜。举头望明月，低头思故乡。
 # Every axis of the architecture at least once; each must do whatever a GPT does.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt2": {},
-    "gpt1": {"norm_position": "post", "hidden_act": "gelu"},
-    "transformer-2017": {"position_embedding_type": "sinusoidal", "norm_position": "post", "hidden_act": "relu"},
+    "gpt1": {"block_type": "post_norm", "hidden_act": "gelu"},
+    "transformer-2017": {"position_embedding_type": "sinusoidal", "block_type": "post_norm", "hidden_act": "relu"},
     "no-positions": {"position_embedding_type": "none"},
     "llama": {
         "position_embedding_type": "rotary",
@@ -37,6 +37,55 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "sliding": {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 4},
     "multi-query": {"num_key_value_heads": 1, "head_dim": 16},
+    "gpt-j": {
+        "block_type": "parallel_shared_norm",
+        "position_embedding_type": "rotary",
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+        "attention_bias": False,
+        "lm_head_bias": True,
+        "tie_word_embeddings": False,
+    },
+    "gpt-neox": {
+        "block_type": "parallel",
+        "position_embedding_type": "rotary",
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25},
+        "attention_output_bias": False,
+    },
+    "gpt-oss": {
+        "position_embedding_type": "rotary",
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1.5e5,
+            "factor": 4.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 16,
+        },
+        "norm_type": "rmsnorm",
+        "hidden_act": "quick_gelu",
+        "gated_mlp": True,
+        "swiglu_limit": 7.0,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "num_key_value_heads": 2,
+        "attention_sinks": True,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 4,
+        "tie_word_embeddings": False,
+    },
+    "nanochat": {
+        "position_embedding_type": "rotary",
+        "embedding_norm": True,
+        "norm_type": "rmsnorm",
+        "norm_affine": False,
+        "qk_norm": True,
+        "hidden_act": "relu2",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "final_logit_softcapping": 15.0,
+        "tie_word_embeddings": False,
+    },
 }
 
 

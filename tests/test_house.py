@@ -21,6 +21,7 @@ FLOORS = {
     "build": 3,
     "conversion": 3,
     "hub": 3,
+    "packaged": 3,
     "training": 4,
     "cli": 5,
     "recipes": 5,

@@ -146,7 +146,7 @@ _LLAMA_FIELDS = {
 _LLAMA_CONSTANTS = {
     "position_embedding_type": "rotary",
     "norm_type": "rmsnorm",
-    "norm_position": "pre",
+    "block_type": "pre_norm",
     "gated_mlp": True,
     "scale_residual_init": False,
 }
@@ -194,7 +194,7 @@ DIALECTS: dict[str, Dialect] = {
     ),
     "openai-gpt": Dialect(
         fields={**_OPENAI_FIELDS, "hidden_act": "afn"},
-        constants={"norm_position": "post", "scale_residual_init": False},
+        constants={"block_type": "post_norm", "scale_residual_init": False},
         # what this architecture calls gelu is the tanh form
         synonyms={"hidden_act": {"gelu": "gelu_new", "relu": "relu", "silu": "silu", "swish": "silu"}},
         renames={

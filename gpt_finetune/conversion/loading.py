@@ -16,6 +16,7 @@ from transformers.utils import find_adapter_config_file
 
 from gpt_finetune.conversion.configs import config_from_native, find_dialect, origin_of
 from gpt_finetune.conversion.dialects import DIALECTS
+from gpt_finetune.conversion.gguf import config_from_gguf, find_gguf, weights_from_gguf
 from gpt_finetune.model import GPTConfig, GPTPreTrainedModel
 
 # Where a checkpoint is, as opposed to what to make of it; an adapter's base has a place of its own.
@@ -43,7 +44,7 @@ def _config_reader(load: Callable[..., Any]) -> Callable[..., Any]:
         native = _foreign_config(pretrained_model_name_or_path, None, kwargs)
         if native is None:
             return load(cls, pretrained_model_name_or_path, **kwargs)
-        overrides = {name: value for name, value in kwargs.items() if name not in _LOCATION}
+        overrides = {name: value for name, value in kwargs.items() if name not in (*_LOCATION, "gguf_file")}
         content = config_from_native(native).to_dict()
         del content["_name_or_path"]  # written by to_dict, but no field
         return cls.from_dict(content, **overrides)
@@ -68,8 +69,16 @@ def _model_reader(load: Callable[..., Any]) -> Callable[..., Any]:
         # transformers finds a checkpoint's conversions by the config's model type. Ours is the same for all dialects,
         # so this one instance bears another until the weights are in.
         translated.model_type = _register(native.model_type, cls)
-        loaded = load(cls, path, *model_args, config=translated, **kwargs)
+        gguf_file = kwargs.pop("gguf_file", None)
+        if gguf_file is None:
+            loaded = load(cls, path, *model_args, config=translated, **kwargs)
+        else:  # as weights of no file: from a GGUF, transformers would make a model that can be neither trained nor saved
+            file = find_gguf(path, gguf_file, **_location(kwargs))
+            kwargs["state_dict"] = weights_from_gguf(file, native, kwargs.get("dtype"))
+            loaded = load(cls, None, *model_args, config=translated, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if gguf_file is not None:
+            model.name_or_path = model.config.name_or_path = str(path)
         del model.config.__dict__["model_type"]
         model._weight_conversions = None  # else `save_pretrained` would turn the weights back into the dialect's
         return loaded
@@ -79,14 +88,16 @@ def _model_reader(load: Callable[..., Any]) -> Callable[..., Any]:
 
 def _foreign_config(path: Any, config: Any, kwargs: dict[str, Any]) -> PreTrainedConfig | None:
     """Return the checkpoint's own configuration, or None where the checkpoint is ours or there is nothing to read."""
-    if path is None or kwargs.get("gguf_file") is not None:
+    if path is None:
         return None
-    if isinstance(config, GPTConfig) and config.name_or_path == str(path) and origin_of(config) is None:
-        return None  # an Auto class has read it from there
     if isinstance(config, PreTrainedConfig) and not isinstance(config, GPTConfig):
         find_dialect(config.model_type)
         return config
-    location = {name: kwargs[name] for name in _LOCATION if name in kwargs}
+    location = _location(kwargs)
+    if kwargs.get("gguf_file") is not None:
+        return config_from_gguf(find_gguf(path, kwargs["gguf_file"], **location))
+    if isinstance(config, GPTConfig) and config.name_or_path == str(path) and origin_of(config) is None:
+        return None  # an Auto class has read it from there
     source = config if isinstance(config, str | os.PathLike) else path
     try:
         content, _ = PreTrainedConfig.get_config_dict(source, **location)
@@ -99,6 +110,10 @@ def _foreign_config(path: Any, config: Any, kwargs: dict[str, Any]) -> PreTraine
         return None  # what cannot be read, transformers explains
     find_dialect(content.get("model_type"))
     return AutoConfig.from_pretrained(source, **location)
+
+
+def _location(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: kwargs[name] for name in _LOCATION if name in kwargs}
 
 
 def _translate(native: PreTrainedConfig, config: Any, kwargs: dict[str, Any]) -> GPTConfig:

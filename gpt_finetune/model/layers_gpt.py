@@ -1,58 +1,64 @@
-"""The parts of a GPT block, each choice a class in a small table: norms, positions, attention, MLP.
+"""What a GPT block does to each token by itself: norms, positions, MLPs, experts; each choice a class in a small table.
 
-Shapes: B batch, T query tokens, S key tokens, D hidden size, H query heads, G key-value heads, K head size,
-F MLP inner size.
+Shapes: B batch, T tokens, D hidden size, F MLP inner size, E experts, N = B * T tokens in a row, k experts a token.
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.cache_utils import Cache
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.integrations import use_experts_implementation
 
 from .configuration_gpt import GPTConfig
 
 # --------------------------------------------------------------------------------------------------------- norms
 
-
-class GPTRMSNorm(nn.Module):
-    """Root-mean-square norm, computed in float32 (Zhang and Sennrich 2019, arXiv:1910.07467)."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.variance_epsilon = eps
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Normalise the last dimension."""
-        x = hidden_states.float()
-        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
-        return self.weight * x.to(hidden_states.dtype)
-
-    def extra_repr(self) -> str:
-        """Show size and epsilon in the module's printout."""
-        return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
+NORMS: dict[str, Callable[..., nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
 
 
-NORMS: dict[str, Callable[..., nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": GPTRMSNorm}
+def make_norm(config: GPTConfig, size: int) -> nn.Module:
+    """Return the configured norm over the last dimension, of this size."""
+    return NORMS[config.norm_type](size, eps=config.norm_eps, elementwise_affine=config.norm_affine)
 
 
-# ----------------------------------------------------------------------------------------------------- positions
+# ----------------------------------------------------------------------------------------- embeddings, positions
+
+
+class ScaledEmbedding(nn.Embedding):
+    """Token vectors times sqrt(D) (Vaswani et al. 2017, arXiv:1706.03762 section 3.4)."""
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Look up: (B, T) -> (B, T, D)."""
+        return super().forward(input_ids) * self.embedding_dim**0.5
+
+
+EMBEDDINGS: dict[bool, type[nn.Embedding]] = {False: nn.Embedding, True: ScaledEmbedding}
 
 
 class LearnedPositions(nn.Embedding):
     """A trained vector a position (GPT-1, GPT-2, GPT-3), added to the token embeddings."""
 
     def __init__(self, config: GPTConfig) -> None:
-        super().__init__(config.max_position_embeddings, config.hidden_size)
+        super().__init__(config.max_position_embeddings + config.position_offset, config.hidden_size)
+        self.offset = config.position_offset
 
     def forward(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """Add the positions' vectors: (B, T, D), (B or 1, T) -> (B, T, D)."""
-        return inputs_embeds + super().forward(position_ids)
+        self._check(position_ids)
+        return inputs_embeds + super().forward(position_ids + self.offset)
+
+    def _check(self, position_ids: torch.Tensor) -> None:
+        """Refuse positions beyond the table by name; on a GPU this would cost a synchronisation, so only on CPU."""
+        if position_ids.device.type != "cpu" or torch.compiler.is_compiling() or position_ids.numel() == 0:
+            return
+        last, limit = int(position_ids.max()), self.num_embeddings - self.offset
+        if last >= limit:
+            raise ValueError(
+                f"position_ids reaches {last}, but max_position_embeddings is {limit} and learned positions end "
+                "there: shorten the input to that many tokens"
+            )
 
 
 class SinusoidalPositions(nn.Module):
@@ -88,174 +94,22 @@ class NoPositions(nn.Module):
         return inputs_embeds
 
 
-class GPTRotaryEmbedding(nn.Module):
-    """Angles of rotary positions (Su et al. 2021, arXiv:2104.09864), with all of transformers' scalings."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
-        self.rope_type = config.rope_parameters["rope_type"]
-        rope_init = ROPE_INIT_FUNCTIONS.get(self.rope_type, self.compute_default_rope_parameters)
-        inv_freq, self.attention_scaling = rope_init(config)
-        self.inv_freq = nn.Buffer(inv_freq, persistent=False)  # (K/2,)
-        self.original_inv_freq = nn.Buffer(inv_freq.clone(), persistent=False)
-
-    @staticmethod
-    def compute_default_rope_parameters(config: GPTConfig, **kwargs: Any) -> tuple[torch.Tensor, float]:
-        """Return theta^(-2i/K) for each pair i of coordinates, and no scaling of attention."""
-        exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-        return 1.0 / config.rope_parameters["rope_theta"] ** exponent, 1.0
-
-    @torch.no_grad()
-    @dynamic_rope_update
-    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cosines and sines, each (B or 1, 1, T, K), in `x`'s dtype: one row serves all heads."""
-        angles = position_ids[:, None, :, None].float() * self.inv_freq.float()  # (B or 1, 1, T, K/2)
-        angles = torch.cat((angles, angles), dim=-1)
-        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
-        return cos.to(x.dtype), sin.to(x.dtype)
-
-
-class NoRotation(nn.Module):
-    """Stands where `GPTRotaryEmbedding` would: there are no angles."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-
-    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> None:
-        """Return nothing to rotate by."""
-        return
-
-
-POSITIONS: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
-    "learned": (LearnedPositions, NoRotation),
-    "sinusoidal": (SinusoidalPositions, NoRotation),
-    "rotary": (NoPositions, GPTRotaryEmbedding),
-    "none": (NoPositions, NoRotation),
+POSITIONS: dict[str, type[nn.Module]] = {
+    "learned": LearnedPositions,
+    "sinusoidal": SinusoidalPositions,
+    "rotary": NoPositions,
+    "none": NoPositions,
 }
 
-
-def rotate(x: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Turn each pair (i, i + K/2) of coordinates by its angle: (B, H, T, K) -> (B, H, T, K)."""
-    cos, sin = position_embeddings
-    x1, x2 = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-x2, x1), dim=-1) * sin
-
-
-def keep(x: torch.Tensor, position_embeddings: Any) -> torch.Tensor:
-    """Leave queries and keys as they are: the model does not rotate."""
-    return x
-
-
-# ----------------------------------------------------------------------------------------------------- attention
-
-
-def residual_projection(in_features: int, out_features: int, bias: bool) -> nn.Linear:
-    """Return a linear layer marked as adding to the residual stream, which its initial weights heed.
-
-    The mark is on the layer because transformers does not offer a module without parameters of its own, such as
-    `GPTAttention`, to `_init_weights` when a model's code travels with it.
-    """
-    layer = nn.Linear(in_features, out_features, bias=bias)
-    layer.feeds_residual = True
-    return layer
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention as written in the paper: softmax(Q K^T / sqrt(K)) V, with its weights.
-
-    Args:
-        module: The attention layer, read for its group size and mode.
-        query: (B, H, T, K).
-        key: (B, G, S, K).
-        value: (B, G, S, K).
-        attention_mask: Added to the scores, (B or 1, 1, T, S), or None.
-        scaling: Factor of the scores.
-        dropout: Probability of dropping an attention weight.
-        **kwargs: Arguments of other backends.
-
-    Returns:
-        The mixed values (B, T, H, K) and the weights (B, H, T, S).
-    """
-    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
-    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
-
-
-class GPTAttention(nn.Module):
-    """Causal multi-head attention with grouped keys and values (arXiv:1706.03762, arXiv:2305.13245)."""
-
-    def __init__(self, config: GPTConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.config = config
-        self.layer_idx = layer_idx
-        self.head_dim = config.head_dim
-        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
-        self.scaling = config.head_dim**-0.5
-        self.is_causal = True
-        self.sliding_window = config.sliding_window if config.layer_types[layer_idx] == "sliding_attention" else None
-        self.rotate = rotate if config.position_embedding_type == "rotary" else keep
-
-        query_size = config.num_attention_heads * config.head_dim
-        key_size = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, key_size, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, key_size, bias=config.attention_bias)
-        self.o_proj = residual_projection(query_size, config.hidden_size, bias=config.attention_bias)
-        head_norm = NORMS[config.norm_type] if config.qk_norm else nn.Identity
-        self.q_norm = head_norm(config.head_dim, eps=config.norm_eps)
-        self.k_norm = head_norm(config.head_dim, eps=config.norm_eps)
-        self.dropout = nn.Dropout(config.residual_dropout)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Mix tokens: (B, T, D) -> (B, T, D) and, where the backend has them, the weights (B, H, T, S)."""
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query = self.q_norm(self.q_proj(hidden_states).view(shape)).transpose(1, 2)  # (B, H, T, K)
-        key = self.k_norm(self.k_proj(hidden_states).view(shape)).transpose(1, 2)  # (B, G, T, K)
-        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)  # (B, G, T, K)
-        query, key = self.rotate(query, position_embeddings), self.rotate(key, position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)  # (B, G, S, K)
-
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        mixed, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            sliding_window=self.sliding_window,
-            **kwargs,
-        )
-        mixed = mixed.reshape(*hidden_states.shape[:-1], -1).contiguous()  # (B, T, H * K)
-        return self.dropout(self.o_proj(mixed)), weights
-
-
 # ----------------------------------------------------------------------------------------------------------- MLP
+
+
+class QuickGELU(nn.Module):
+    """x sigmoid(1.702 x), an approximation of GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415 section 2)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply elementwise."""
+        return x * torch.sigmoid(1.702 * x)
 
 
 class ReLUSquared(nn.Module):
@@ -267,12 +121,53 @@ class ReLUSquared(nn.Module):
 
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "gelu_new": lambda: nn.GELU(approximate="tanh"),
+    "gelu_new": partial(nn.GELU, approximate="tanh"),
     "gelu": nn.GELU,
+    "quick_gelu": QuickGELU,
     "relu": nn.ReLU,
     "relu2": ReLUSquared,
     "silu": nn.SiLU,
 }
+
+
+class Gate(nn.Module):
+    """act(g) * u, as in SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.act_fn = ACTIVATIONS[config.hidden_act]()
+
+    def forward(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """Combine elementwise: (..., F), (..., F) -> (..., F)."""
+        return self.act_fn(gate) * up
+
+
+class ClampedGate(Gate):
+    """act(min(g, c)) * (clamp(u, -c, c) + 1) (gpt-oss model card, arXiv:2508.10925 section 2.1)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config)
+        self.limit = config.swiglu_limit
+
+    def forward(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """Combine elementwise: (..., F), (..., F) -> (..., F)."""
+        return super().forward(gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit) + 1)
+
+
+def make_gate(config: GPTConfig) -> Gate:
+    """Return the configured gate."""
+    return (Gate if config.swiglu_limit is None else ClampedGate)(config)
+
+
+def residual_projection(in_features: int, out_features: int, bias: bool) -> nn.Linear:
+    """Return a linear layer marked as adding to the residual stream, which its initial weights heed.
+
+    The mark is on the layer because transformers does not offer a module without parameters of its own, such as an
+    attention layer, to `_init_weights` when a model's code travels with it.
+    """
+    layer = nn.Linear(in_features, out_features, bias=bias)
+    layer.feeds_residual = True
+    return layer
 
 
 class GPTMLP(nn.Module):
@@ -291,16 +186,96 @@ class GPTMLP(nn.Module):
 
 
 class GPTGatedMLP(GPTMLP):
-    """W2 (act(Wg x) * W1 x), as in SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
+    """W2 gate(Wg x, W1 x)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.act_fn = make_gate(config)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Transform each token by itself: (B, T, D) -> (B, T, F) -> (B, T, D)."""
-        gated = self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
-        return self.dropout(self.down_proj(gated))
+        inner = self.act_fn(self.gate_proj(hidden_states), self.up_proj(hidden_states))
+        return self.dropout(self.down_proj(inner))
 
 
-MLPS: dict[bool, type[GPTMLP]] = {False: GPTMLP, True: GPTGatedMLP}
+# ------------------------------------------------------------------------------------------------------- experts
+
+
+class GPTRouter(nn.Module):
+    """Gives each token its k best experts (Shazeer et al. 2017, arXiv:1701.06538 section 2.1, without noise)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.top_k = config.num_experts_per_tok
+        self.weight = nn.Parameter(torch.empty(config.num_local_experts, config.hidden_size))
+        bias = nn.Parameter(torch.empty(config.num_local_experts)) if config.mlp_bias else None
+        self.register_parameter("bias", bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return all logits (N, E), the chosen experts' shares (N, k), which add up to 1, and their indices (N, k)."""
+        logits = nn.functional.linear(hidden_states, self.weight, self.bias)
+        best, indices = logits.topk(self.top_k, dim=-1)
+        return logits, best.softmax(dim=-1), indices
+
+
+@use_experts_implementation(is_concatenated=False, is_transposed=True, has_bias=True)
+class GPTExperts(nn.Module):
+    """E gated MLPs with stacked weights: gate and up projection in alternate columns, as gpt-oss stores them.
+
+    transformers chooses how they are computed (`experts_implementation`): the loop below is the plain one.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.num_experts = config.num_local_experts
+        sizes = {"gate_up_proj": (config.hidden_size, 2 * config.intermediate_size)}
+        sizes["down_proj"] = (config.intermediate_size, config.hidden_size)
+        for name, (inputs, outputs) in sizes.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(self.num_experts, inputs, outputs)))
+            bias = nn.Parameter(torch.empty(self.num_experts, outputs)) if config.mlp_bias else None
+            self.register_parameter(f"{name}_bias", bias)
+        self.gate = make_gate(config)
+
+    def _apply_gate(self, gate_up: torch.Tensor) -> torch.Tensor:
+        return self.gate(gate_up[..., ::2], gate_up[..., 1::2])
+
+    def _project(self, name: str, x: torch.Tensor, expert: int) -> torch.Tensor:
+        projected = x @ getattr(self, name)[expert]
+        return projected + getattr(self, f"{name}_bias")[expert] if self.has_bias else projected
+
+    def forward(self, hidden_states: torch.Tensor, indices: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        """Send each token through its experts and mix what they say: (N, D), (N, k), (N, k) -> (N, D)."""
+        mixed = torch.zeros_like(hidden_states)
+        for expert in indices.unique().tolist():
+            if expert == self.num_experts:  # expert parallelism's mark of a token that another rank serves
+                continue
+            token, place = torch.where(indices == expert)
+            inner = self._apply_gate(self._project("gate_up_proj", hidden_states[token], expert))
+            said = self._project("down_proj", inner, expert) * shares[token, place, None]
+            mixed.index_add_(0, token, said.to(mixed.dtype))
+        return mixed
+
+
+class GPTMixtureOfExperts(nn.Module):
+    """A layer of experts in the place of the MLP (gpt-oss model card, arXiv:2508.10925 section 2.1)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.router = GPTRouter(config)
+        self.experts = GPTExperts(config)
+        self.experts.has_bias = config.mlp_bias  # the decorator knows one value for all models
+        self.dropout = nn.Dropout(config.residual_dropout)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Transform each token by itself: (B, T, D) -> (B, T, D)."""
+        tokens = hidden_states.flatten(0, 1)  # (N, D)
+        _, shares, indices = self.router(tokens)
+        return self.dropout(self.experts(tokens, indices, shares).view_as(hidden_states))
+
+
+def make_mlp(config: GPTConfig) -> nn.Module:
+    """Return the configured MLP."""
+    if config.num_local_experts is not None:
+        return GPTMixtureOfExperts(config)
+    return (GPTGatedMLP if config.gated_mlp else GPTMLP)(config)

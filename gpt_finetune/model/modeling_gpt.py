@@ -1,68 +1,53 @@
-"""The GPT itself: blocks, the base model, the language-modelling head, and how their weights begin.
+"""The GPT itself: the base model, the language-modelling head, and how their weights begin.
 
-Shapes: B batch, T tokens, D hidden size, V vocabulary.
+Shapes: B batch, T tokens, S tokens of an encoder, D hidden size, V vocabulary.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_masks_for_generate
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.masking_utils import (
+    create_bidirectional_mask,
+    create_masks_for_generate,
+    find_packed_sequence_indices,
+    packed_sequence_mask_function,
+)
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    CausalLMOutputWithCrossAttentions,
+)
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .attention_gpt import GPTAttention, GPTCrossAttention, GPTRotaryEmbedding, GPTSinkAttention, NoRotation
+from .blocks_gpt import BLOCKS, GPTBlock
 from .configuration_gpt import GPTConfig
-from .layers_gpt import MLPS, NORMS, POSITIONS, GPTAttention, SinusoidalPositions
+from .layers_gpt import EMBEDDINGS, POSITIONS, GPTExperts, GPTRouter, SinusoidalPositions, make_norm
 
 
-class GPTBlock(GradientCheckpointingLayer):
-    """Attention and MLP around one residual stream; subclasses say where the norms stand."""
+@dataclass
+class GPTModelOutput(BaseModelOutputWithPastAndCrossAttentions):
+    """What `GPTModel` returns; `router_logits` holds one (B * T, experts) a layer, if asked for."""
 
-    def __init__(self, config: GPTConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.self_attn = GPTAttention(config, layer_idx)
-        self.mlp = MLPS[config.gated_mlp](config)
+    router_logits: tuple[torch.Tensor, ...] | None = None
 
 
-class PreNormBlock(GPTBlock):
-    """x + f(norm(x)), twice (GPT-2, section 2.3)."""
+@dataclass
+class GPTCausalLMOutput(CausalLMOutputWithCrossAttentions):
+    """What `GPTForCausalLM` returns; `aux_loss` is the load-balancing loss, already in `loss` with its weight."""
 
-    def __init__(self, config: GPTConfig, layer_idx: int) -> None:
-        super().__init__(config, layer_idx)
-        self.input_layernorm = NORMS[config.norm_type](config.hidden_size, eps=config.norm_eps)
-        self.post_attention_layernorm = NORMS[config.norm_type](config.hidden_size, eps=config.norm_eps)
-
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Apply the block: (B, T, D) -> (B, T, D)."""
-        hidden_states = hidden_states + self.self_attn(self.input_layernorm(hidden_states), **kwargs)[0]
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
-
-
-class PostNormBlock(GPTBlock):
-    """norm(x + f(x)), twice (GPT-1, and the 2017 Transformer)."""
-
-    def __init__(self, config: GPTConfig, layer_idx: int) -> None:
-        super().__init__(config, layer_idx)
-        self.post_attention_layernorm = NORMS[config.norm_type](config.hidden_size, eps=config.norm_eps)
-        self.post_feedforward_layernorm = NORMS[config.norm_type](config.hidden_size, eps=config.norm_eps)
-
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Apply the block: (B, T, D) -> (B, T, D)."""
-        hidden_states = self.post_attention_layernorm(hidden_states + self.self_attn(hidden_states, **kwargs)[0])
-        return self.post_feedforward_layernorm(hidden_states + self.mlp(hidden_states))
-
-
-# norm_position -> the block, and the norm after the last one (a post-norm stream ends normalised already)
-BLOCKS: dict[str, type[GPTBlock]] = {"pre": PreNormBlock, "post": PostNormBlock}
+    aux_loss: torch.Tensor | None = None
+    router_logits: tuple[torch.Tensor, ...] | None = None
 
 
 class GPTPreTrainedModel(PreTrainedModel):
@@ -71,14 +56,20 @@ class GPTPreTrainedModel(PreTrainedModel):
     config: GPTConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["PreNormBlock", "PostNormBlock"]
+    _no_split_modules = [block.__name__ for block in BLOCKS.values()]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": GPTBlock, "attentions": GPTAttention}
+    # transformers looks for the text "@use_experts_implementation" in this very file: the decorator is in layers_gpt
+    _can_record_outputs = {
+        "hidden_states": GPTBlock,
+        "attentions": OutputRecorder(GPTAttention, index=1, layer_name="self_attn"),
+        "cross_attentions": OutputRecorder(GPTCrossAttention, index=1),
+        "router_logits": OutputRecorder(GPTRouter, index=0),
+    }
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -90,15 +81,23 @@ class GPTPreTrainedModel(PreTrainedModel):
         | projections into the residual stream   | the same / sqrt(2 x layers), if `scale_residual_init`   |
         | biases                                 | 0                                                       |
         | norms                                  | weight 1, bias 0                                        |
+        | experts, routers, attention sinks      | N(0, initializer_range), biases 0                       |
         | rotary and sinusoidal frequencies      | recomputed, never stored                                |
         """
         super()._init_weights(module)
+        std = self.config.initializer_range
         if isinstance(module, SinusoidalPositions):
             module.reset_buffers()
-        if self.config.scale_residual_init and getattr(module, "feeds_residual", False):
+        elif isinstance(module, GPTExperts | GPTRouter | GPTSinkAttention):
+            for name, parameter in module.named_parameters(recurse=False):
+                init.zeros_(parameter) if name.endswith("bias") else init.normal_(parameter, mean=0.0, std=std)
+        if self.config.scale_residual_init:
             # Each layer adds twice to the stream; this keeps its variance at the end near that of one layer.
-            std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
-            init.normal_(module.weight, mean=0.0, std=std)
+            std = std / math.sqrt(2 * self.config.num_hidden_layers)
+            if isinstance(module, GPTExperts):
+                init.normal_(module.down_proj, mean=0.0, std=std)
+            elif getattr(module, "feeds_residual", False):
+                init.normal_(module.weight, mean=0.0, std=std)
 
 
 class GPTModel(GPTPreTrainedModel):
@@ -106,16 +105,15 @@ class GPTModel(GPTPreTrainedModel):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
-        add_positions, rotary = POSITIONS[config.position_embedding_type]
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.embed_positions = add_positions(config)
-        self.rotary_emb = rotary(config)
+        self.embed_tokens = EMBEDDINGS[config.scale_embeddings](config.vocab_size, config.hidden_size)
+        self.embed_positions = POSITIONS[config.position_embedding_type](config)
+        self.embed_norm = make_norm(config, config.hidden_size) if config.embedding_norm else nn.Identity()
+        self.rotary_emb = (GPTRotaryEmbedding if config.position_embedding_type == "rotary" else NoRotation)(config)
         self.dropout = nn.Dropout(config.embedding_dropout)
-        self.layers = nn.ModuleList(
-            BLOCKS[config.norm_position](config, layer_idx) for layer_idx in range(config.num_hidden_layers)
-        )
-        final_norm = NORMS[config.norm_type] if config.norm_position == "pre" else nn.Identity
-        self.norm = final_norm(config.hidden_size, eps=config.norm_eps)
+        block = BLOCKS[config.block_type, config.add_cross_attention]
+        self.layers = nn.ModuleList(block(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
+        # a post-norm stream ends normalised already
+        self.norm = nn.Identity() if config.block_type == "post_norm" else make_norm(config, config.hidden_size)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -128,9 +126,11 @@ class GPTModel(GPTPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
+        encoder_hidden_states: torch.FloatTensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPast:
+    ) -> GPTModelOutput:
         """Compute the last hidden state of each token.
 
         Args:
@@ -140,34 +140,39 @@ class GPTModel(GPTPreTrainedModel):
                 not see each other. None counts from the cached length.
             past_key_values: Cache of earlier keys and values.
             inputs_embeds: Embeddings (B, T, D) instead of ids.
-            use_cache: Return a cache.
-            **kwargs: `output_hidden_states`, `output_attentions`, and arguments of attention backends.
+            encoder_hidden_states: What cross-attention looks at, (B, S, width).
+            encoder_attention_mask: 1 for its tokens and 0 for padding, (B, S).
+            use_cache: Return a cache; a model that looks both ways never does.
+            **kwargs: `output_hidden_states`, `output_attentions`, `output_router_logits`, and arguments of attention
+                backends.
 
         Raises:
-            ValueError: Neither or both of ids and embeddings are given, an id is outside the vocabulary, or a
-                position is beyond a learned table.
+            ValueError: Neither or both of ids and embeddings are given, an id is outside the vocabulary, a position is
+                beyond a learned table, or an encoder's states and `add_cross_attention` do not go together.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
+        crosses = self.config.add_cross_attention
+        if (encoder_hidden_states is not None) != crosses:
+            problem = "are missing" if crosses else "are given"
+            raise ValueError(f"encoder_hidden_states {problem}, but the model has add_cross_attention={crosses}")
         if inputs_embeds is None:
             self._check_token_ids(input_ids)
             inputs_embeds = self.embed_tokens(input_ids)  # (B, T, D)
 
-        # One mask a layer type; `generate` may have built them before. Only the caller's own position ids count here:
-        # if they restart, the row holds packed documents, which are kept apart (unless a cache is being continued).
-        masks = attention_mask
-        if not isinstance(masks, dict):
-            masks = create_masks_for_generate(
-                self.config, inputs_embeds, attention_mask, past_key_values, position_ids=position_ids
+        masks = self._masks(inputs_embeds, attention_mask, position_ids, past_key_values)  # one a layer type
+        if crosses:
+            kwargs["encoder_hidden_states"] = encoder_hidden_states
+            kwargs["encoder_attention_mask"] = create_bidirectional_mask(
+                self.config, inputs_embeds, encoder_attention_mask, encoder_hidden_states=encoder_hidden_states
             )
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if use_cache and past_key_values is None and self.config.is_causal:
+            past_key_values = self._new_cache()
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past).unsqueeze(0)
-        self._check_positions(position_ids)
 
-        hidden_states = self.dropout(self.embed_positions(inputs_embeds, position_ids))
+        hidden_states = self.dropout(self.embed_norm(self.embed_positions(inputs_embeds, position_ids)))
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
         for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
             hidden_states = layer(
@@ -179,7 +184,30 @@ class GPTModel(GPTPreTrainedModel):
                 use_cache=use_cache,
                 **kwargs,
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        return GPTModelOutput(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def _masks(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: Any,
+        position_ids: torch.Tensor | None,
+        past_key_values: Cache | None,
+    ) -> dict[str, Any]:
+        """Return the mask of each layer type; packed documents are kept apart, unless a cache is being continued."""
+        if isinstance(attention_mask, dict):
+            return attention_mask  # `generate` has built them
+        packed = None
+        if position_ids is not None and past_key_values is None:  # the caller's own: made-up ones never restart
+            packed = find_packed_sequence_indices(position_ids.expand(len(inputs_embeds), -1))  # (B, T)
+        isolate = None if packed is None else packed_sequence_mask_function(packed)
+        return create_masks_for_generate(
+            self.config, inputs_embeds, attention_mask, past_key_values, and_mask_function=isolate
+        )
+
+    def _new_cache(self) -> Cache:
+        """Return an empty cache, whose sliding layers keep no more than their window."""
+        own = DynamicCache(config=self.config)
+        return EncoderDecoderCache(own, DynamicCache()) if self.config.add_cross_attention else own
 
     def _check_token_ids(self, input_ids: torch.Tensor) -> None:
         """Refuse ids outside the vocabulary by name; on a GPU this would cost a synchronisation, so only on CPU."""
@@ -193,22 +221,21 @@ class GPTModel(GPTPreTrainedModel):
                 "or call model.resize_token_embeddings(len(tokenizer))"
             )
 
-    def _check_positions(self, position_ids: torch.Tensor) -> None:
-        """Refuse positions beyond a learned table by name, on CPU."""
-        if not isinstance(self.embed_positions, nn.Embedding):
-            return
-        if position_ids.device.type != "cpu" or torch.compiler.is_compiling() or position_ids.numel() == 0:
-            return
-        last, limit = int(position_ids.max()), self.embed_positions.num_embeddings
-        if last >= limit:
-            raise ValueError(
-                f"position_ids reaches {last}, but max_position_embeddings is {limit} and learned positions end "
-                "there: shorten the input to that many tokens"
-            )
+
+class SoftCap(nn.Module):
+    """c tanh(x / c), which keeps logits within c (Gemma Team 2024, arXiv:2408.00118 section 2)."""
+
+    def __init__(self, cap: float) -> None:
+        super().__init__()
+        self.cap = cap
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        """Apply elementwise."""
+        return self.cap * torch.tanh(logits / self.cap)
 
 
-class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
-    """The GPT with a language-modelling head: logits over the next token."""
+class GPTWithLMHead(GPTPreTrainedModel):
+    """The GPT with logits over the vocabulary: what the causal and the masked language model share."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -218,8 +245,23 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
         self.model = GPTModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
+        # not part of lm_head, which `resize_token_embeddings` replaces by a plain layer
+        self.soft_cap = SoftCap(config.final_logit_softcapping) if config.final_logit_softcapping else nn.Identity()
         self.post_init()
+
+    def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Score each token of the vocabulary: (B, T, D) -> (B, T, V)."""
+        return self.soft_cap(self.lm_head(hidden_states))
+
+
+class GPTForCausalLM(GPTWithLMHead, GenerationMixin):
+    """The GPT with a language-modelling head: logits over the next token."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        if not config.is_causal:
+            raise ValueError("is_causal=False lets tokens see what they are to predict: use GPTForMaskedLM or GPTModel")
+        super().__init__(config)
 
     @can_return_tuple
     def forward(
@@ -229,11 +271,14 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
+        encoder_hidden_states: torch.FloatTensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
+        output_router_logits: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> CausalLMOutputWithPast:
+    ) -> GPTCausalLMOutput:
         """Compute logits over the next token and, given labels, the mean loss of the tokens that have one.
 
         Args:
@@ -242,8 +287,11 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             position_ids: See `GPTModel.forward`.
             past_key_values: See `GPTModel.forward`.
             inputs_embeds: See `GPTModel.forward`.
+            encoder_hidden_states: See `GPTModel.forward`.
+            encoder_attention_mask: See `GPTModel.forward`.
             labels: Targets aligned with `input_ids`, (B, T): the shift happens inside; -100 is ignored.
             use_cache: See `GPTModel.forward`.
+            output_router_logits: Add the load-balancing loss of the experts; None takes the config's word.
             logits_to_keep: Compute logits of the last so many positions only, or of these positions; 0 means all.
             **kwargs: `num_items_in_batch` divides the summed loss instead of this batch's own count; the rest as
                 `GPTModel.forward`.
@@ -255,26 +303,52 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             >>> ids = model.generate(**tokenizer("def main(", return_tensors="pt"), max_new_tokens=32)
             >>> print(tokenizer.decode(ids[0]))
         """
-        outputs: BaseModelOutputWithPast = self.model(
+        balances = self.config.output_router_logits if output_router_logits is None else output_router_logits
+        outputs: GPTModelOutput = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
             use_cache=use_cache,
+            output_router_logits=balances,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # (B, T, V)
+        logits = self.logits(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # (B, T, V)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
+        aux_loss = None
+        if balances:
+            aux_loss = self._balancing_loss(outputs.router_logits, attention_mask)
+            if loss is not None:
+                share = self._share_of_batch(labels, kwargs.get("num_items_in_batch"))
+                loss = loss + self.config.router_aux_loss_coef * share * aux_loss.to(loss.device)
+        return GPTCausalLMOutput(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+            aux_loss=aux_loss,
+            router_logits=outputs.router_logits,
         )
+
+    def _balancing_loss(self, router_logits: tuple[torch.Tensor, ...], attention_mask: Any) -> torch.Tensor:
+        """Return how unevenly experts are used (Fedus et al. 2021, arXiv:2101.03961 section 2.2), padding left out."""
+        says_padding = torch.is_tensor(attention_mask) and attention_mask.ndim == 2
+        experts, taken = self.config.num_local_experts, self.config.num_experts_per_tok
+        return load_balancing_loss_func(router_logits, experts, taken, attention_mask if says_padding else None)
+
+    @staticmethod
+    def _share_of_batch(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | float:
+        """Return how much of an accumulated batch this pass is, so that what each pass adds makes up a mean."""
+        if num_items_in_batch is None:
+            return 1.0
+        return (labels[..., 1:] != -100).sum() / num_items_in_batch
 
 
 GPTModel.register_for_auto_class("AutoModel")

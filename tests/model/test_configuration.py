@@ -43,7 +43,7 @@ def test_gated_mlp_has_the_parameters_of_a_plain_one():
         ({"hidden_size": 65}, "hidden_size=65 is not divisible by num_attention_heads=12"),
         ({"num_attention_heads": 0}, "num_attention_heads=0"),
         ({"num_key_value_heads": 5}, "num_attention_heads=12 is not divisible by num_key_value_heads=5"),
-        ({"position_embedding_type": "rotary", "head_dim": 7}, "head_dim=7 is odd"),
+        ({"position_embedding_type": "rotary", "head_dim": 7}, "head_dim=7"),
         (
             {"position_embedding_type": "sinusoidal", "hidden_size": 15, "num_attention_heads": 3},
             "hidden_size=15 is odd",

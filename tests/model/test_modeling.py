@@ -8,7 +8,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from gpt_finetune import GPTConfig, GPTForCausalLM, GPTModel
-from gpt_finetune.model.layers_gpt import GPTMLP, GPTAttention, SinusoidalPositions
+from gpt_finetune.model.attention_gpt import GPTAttention
+from gpt_finetune.model.layers_gpt import GPTMLP, SinusoidalPositions
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 

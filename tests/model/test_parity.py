@@ -65,7 +65,7 @@ def gpt1_pair():
     reference = OpenAIGPTLMHeadModel(
         OpenAIGPTConfig(**SIZE, **no_dropout, n_positions=64, initializer_range=0.2)
     ).eval()
-    config = GPTConfig(**SIZE, max_position_embeddings=64, norm_position="post")
+    config = GPTConfig(**SIZE, max_position_embeddings=64, block_type="post_norm")
     ours = GPTForCausalLM(config).eval()
     theirs = reference.state_dict()
     state = {

@@ -1,0 +1,76 @@
+"""GGUF files in: transformers' reader gives the configuration and the weights, in floating point, by its own names."""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.integrations.gguf import read_gguf_metadata
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+from transformers.utils import cached_file
+from transformers.utils.import_utils import is_gguf_available
+
+from gpt_finetune.conversion.configs import find_dialect
+from gpt_finetune.errors import InputError
+
+_REMEDY = "Use the checkpoint that it was made from"
+
+
+def find_gguf(path: str | os.PathLike[str], name: str, **location: Any) -> str:
+    """Return where a GGUF file lies on this machine, fetched if `path` is a Hub id.
+
+    Raises:
+        InputError: The `gguf` package, which reads it, is not installed.
+    """
+    if not is_gguf_available():
+        problem = "reading it takes the package gguf, which is not installed"
+        raise InputError("gguf_file", name, problem, "Run `pip install gguf`")
+    return cached_file(path, name, **location)
+
+
+def config_from_gguf(file: str) -> PreTrainedConfig:
+    """Read the configuration that a GGUF file states, as transformers' own.
+
+    Args:
+        file: From `find_gguf`.
+
+    Raises:
+        InputError: The file is no GGUF, its architecture is unknown to transformers or to us, or it says something
+            that transformers would drop in silence.
+    """
+    try:
+        metadata, tensors = read_gguf_metadata(file)
+        content, _ = PreTrainedConfig.get_config_dict(os.path.dirname(file), gguf_file=os.path.basename(file))
+    except (ValueError, KeyError) as error:
+        raise InputError("gguf_file", file, f"transformers cannot read it ({error})", _REMEDY) from None
+    find_dialect(content["model_type"])
+    content.pop("_model_name_or_path", None)  # a title
+    config = AutoConfig.for_model(**content)
+    scaled = metadata.get(f"{metadata['general.architecture']}.rope.scaling.type", "none") != "none"
+    scaled = scaled or any(name.startswith("rope_f") for name in tensors)  # rope_freqs, rope_factors_long, …
+    if scaled and (config.rope_parameters or {}).get("rope_type", "default") == "default":
+        problem = "its rotary positions are scaled, which transformers does not read from a GGUF"
+        raise InputError("gguf_file", file, problem, _REMEDY)
+    return config
+
+
+def weights_from_gguf(file: str, config: PreTrainedConfig, dtype: Any = None) -> dict[str, torch.Tensor]:
+    """Read the weights, by the names that transformers' causal language model of this configuration has.
+
+    Args:
+        file: From `find_gguf`.
+        config: From `config_from_gguf`.
+        dtype: Precision to hold them in; None, and what only `from_pretrained` understands, means float32, in which
+            blocks of whatever format are exact.
+    """
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype, None)  # "auto" is none
+    with torch.device("meta"):  # only its names matter
+        names = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    # The reader maps names by this, and GGUF calls some architectures otherwise: a Mistral is a llama there.
+    names.config.model_type = read_gguf_metadata(file)[0]["general.architecture"]
+    precision = dtype if isinstance(dtype, torch.dtype) else None
+    return load_gguf_checkpoint(file, return_tensors=True, model_to_load=names, torch_dtype=precision)["tensors"]

