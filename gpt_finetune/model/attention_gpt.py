@@ -4,6 +4,7 @@ Shapes: B batch, T query tokens, S key tokens, D hidden size, H query heads, G k
 of a head's coordinates turn.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -183,9 +184,48 @@ def flex_with_sinks(
     return (mixed * left[..., None]).transpose(1, 2).contiguous(), None
 
 
+def in_blocks(attend: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a backend compute a sliding layer block by block, in O(T * window) where a mask alone would take O(T * S).
+
+    A block of queries needs the keys of its own positions and of a window around them; what else its slice of the mask
+    hides (padding, other documents) stays hidden. Texts of at most two windows are computed whole, and so are those
+    that continue a cache, and compiled code, whose loops would fix the length.
+    """
+
+    @functools.wraps(attend)
+    def attend_in_blocks(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        sliding_window: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        length = query.shape[2]
+        whole = sliding_window is None or attention_mask is None or torch.compiler.is_compiling()
+        if whole or length != key.shape[2] or length <= 2 * sliding_window:
+            return attend(module, query, key, value, attention_mask, **kwargs)
+        parts = []
+        for start in range(0, length, sliding_window):
+            stop = min(length, start + sliding_window)
+            # a window looks back over the token itself and window - 1 more, or at window tokens to each side
+            near = slice(max(0, start - sliding_window), stop if module.is_causal else stop + sliding_window)
+            mask = attention_mask[..., start:stop, near]
+            parts.append(attend(module, query[:, :, start:stop], key[:, :, near], value[:, :, near], mask, **kwargs)[0])
+        return torch.cat(parts, dim=1), None  # (B, T, H, K)
+
+    return attend_in_blocks
+
+
+# attn_implementation -> what computes attention, where transformers' own function is not the best or does not do
+BACKENDS: dict[str, Callable[..., Any]] = {
+    "eager": eager_attention_forward,
+    "sdpa": in_blocks(sdpa_attention_forward),
+}
 WITH_SINKS: dict[str, Callable[..., Any]] = {
     "eager": eager_attention_forward,
-    "sdpa": sdpa_with_sinks,
+    "sdpa": in_blocks(sdpa_with_sinks),
     "flex_attention": flex_with_sinks,
 }
 
@@ -229,7 +269,8 @@ class GPTAttention(nn.Module):
 
     def backend(self) -> Callable[..., Any]:
         """Return the function that computes attention, by the name in the config."""
-        return ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        name = self.config._attn_implementation
+        return BACKENDS.get(name) or ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
 
     def forward(
         self,

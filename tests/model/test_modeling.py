@@ -234,3 +234,30 @@ def test_compiles_without_a_graph_break(make_model, architecture):
     model, x = make_model(architecture), ids()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x, use_cache=False).logits, model(x).logits, **CLOSE)
+
+
+@pytest.mark.parametrize("architecture", ["sliding", "gpt-oss"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("padding", [None, "left", "right"])
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_long_texts_slide_in_blocks(make_config, architecture, packed, padding, is_causal):
+    """Texts of many windows: sdpa computes them block by block, eager whole."""
+    kinds = ["sliding_attention", "full_attention"]
+    config = make_config(architecture, layer_types=kinds, sliding_window=5, initializer_range=0.2, is_causal=is_causal)
+    model, x = GPTModel(config).eval(), ids(2, 33)
+    mask = torch.ones_like(x)
+    if padding:
+        mask[1, slice(0, 7) if padding == "left" else slice(26, 33)] = 0
+    arguments = {"attention_mask": mask} if padding else {}
+    if packed:
+        arguments["position_ids"] = torch.cat((torch.arange(12), torch.arange(21))).expand(2, -1)
+    hidden, gradients, direction = [], [], torch.randn(2, 33, 32)[mask.bool()]
+    for backend in ("sdpa", "eager"):
+        model.set_attn_implementation(backend)
+        model.zero_grad()
+        hidden.append(model(x, **arguments).last_hidden_state[mask.bool()])
+        (hidden[-1] * direction).sum().backward()
+        gradients.append(model.embed_tokens.weight.grad.clone())
+    torch.testing.assert_close(*hidden, **CLOSE)
+    torch.testing.assert_close(*gradients, atol=1e-6 * float(gradients[1].abs().max()), rtol=1e-5)
+    assert gradients[1].abs().max() > 1
