@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from support import ROOT
 
 from gpt_finetune import (
     GPTForMultipleChoice,
@@ -40,6 +41,14 @@ for name in sys.argv[3:]:
         generated = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
         found = {"logits": model(ids).logits, "hidden": base(ids).last_hidden_state, "generated": generated}
     torch.save(found, f"{target}/{name}.pt")
+    fresh = AutoModelForCausalLM.from_config(model.config, trust_remote_code=True)  # initial weights travel too
+    std = model.config.initializer_range
+    for parameter_name, parameter in fresh.named_parameters():
+        if parameter.numel() > 1000 and not parameter_name.endswith("bias"):
+            scale = 0.5 if parameter_name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")) else 1.0
+            assert 0.9 < parameter.std() / (std * scale) < 1.1, parameter_name
+        elif parameter_name.endswith("sinks"):
+            assert 0 < parameter.abs().max() < 10 * std
 for saved in ["CausalLM", *heads]:  # any class opens what any class saved
     path = f"{source}/modern" if saved == "CausalLM" else f"{source}/For{saved}"
     for opened in heads:
@@ -56,8 +65,8 @@ for saved in ["CausalLM", *heads]:  # any class opens what any class saved
                 torch.save(model(ids.view(shape))[0], f"{target}/For{saved}.pt")
 torch.save(ids, f"{target}/ids.pt")
 """
-NAMES = ["modern", "gpt2", "transformer-2017"]
-FILES = {"configuration_gpt.py", "heads_gpt.py", "layers_gpt.py", "modeling_gpt.py"}
+NAMES = ["modern", "gpt2", "transformer-2017", "gpt-oss"]
+FILES = {path.name for path in (ROOT / "gpt_finetune" / "model").glob("*_gpt.py")}
 HEADS = [
     GPTForMultipleChoice,
     GPTForQuestionAnswering,
