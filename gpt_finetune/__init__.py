@@ -4,6 +4,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -14,6 +15,7 @@ from .conversion import export_native, read_foreign_checkpoints
 from .model import (
     GPTConfig,
     GPTForCausalLM,
+    GPTForMaskedLM,
     GPTForMultipleChoice,
     GPTForQuestionAnswering,
     GPTForSequenceClassification,
@@ -27,6 +29,7 @@ __version__ = "0.1.0"
 AutoConfig.register(GPTConfig.model_type, GPTConfig)
 AutoModel.register(GPTConfig, GPTModel)
 AutoModelForCausalLM.register(GPTConfig, GPTForCausalLM)
+AutoModelForMaskedLM.register(GPTConfig, GPTForMaskedLM)
 AutoModelForMultipleChoice.register(GPTConfig, GPTForMultipleChoice)
 AutoModelForQuestionAnswering.register(GPTConfig, GPTForQuestionAnswering)
 AutoModelForSequenceClassification.register(GPTConfig, GPTForSequenceClassification)
@@ -36,6 +39,7 @@ read_foreign_checkpoints()
 __all__ = [
     "GPTConfig",
     "GPTForCausalLM",
+    "GPTForMaskedLM",
     "GPTForMultipleChoice",
     "GPTForQuestionAnswering",
     "GPTForSequenceClassification",

@@ -15,7 +15,8 @@ def main() -> None:
     """Run the recipe that the first argument names, with the rest of the command line."""
     if not RECIPES.is_dir():
         raise SystemExit(f"error: no recipes at {RECIPES}: install from a clone (pip install -e .) to run them by name")
-    recipes = {path.stem: path for path in sorted(RECIPES.glob("*.py"))}
+    # inspect_.py has its underscore lest it hide Python's own module from the recipes beside it; the command has none
+    recipes = {path.stem.rstrip("_"): path for path in sorted(RECIPES.glob("*.py"))}
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         width = max(map(len, recipes))
         lines = [f"  {name:<{width}}  {_summary(path)}" for name, path in recipes.items()]

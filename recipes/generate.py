@@ -2,7 +2,8 @@
 
     python recipes/generate.py --model runs/quickstart --prompt "def "
     python recipes/generate.py --model runs/quickstart --prompt_file prompts.txt --output answers.jsonl
-    python recipes/generate.py --model smollm2-135m-instruct --chat --prompt "What is the capital of France?"
+
+With `--model smollm2-135m-instruct --chat`, a pretrained model answers; it arrives on first use.
 """
 
 from __future__ import annotations
@@ -85,12 +86,11 @@ def main(config: GenerateConfig) -> list[str]:
             raise InputError(f"options.{name}", value, "there is no such option", did_you_mean(name, known))
     logging.set_verbosity_error()
     model, tokenizer = load(locate(config.model), trust_remote_code=config.trust_remote_code)
-    asked = prompts
-    if config.chat:
-        if not tokenizer.chat_template:
-            raise InputError("chat", True, "this model has no chat template", "Leave it out, or take a chat model")
-        messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        asked = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    if config.chat and not tokenizer.chat_template:
+        raise InputError("chat", True, "this model has no chat template", "Leave it out, or take a chat model")
+    messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    worded = {"tokenize": False, "add_generation_prompt": True}
+    asked = tokenizer.apply_chat_template(messages, **worded) if config.chat else prompts
     set_seed(config.seed)
     choice = {"temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
     sampling = {"do_sample": True, **choice} if config.temperature > 0 else {"do_sample": False}

@@ -14,6 +14,7 @@ FLOORS = {
     "errors": 0,
     "model": 1,
     "config": 2,
+    "costs": 2,
     "data": 2,
     "generation": 2,
     "presets": 2,

@@ -11,6 +11,7 @@ import torch
 from support import ROOT
 
 from gpt_finetune import (
+    GPTForMaskedLM,
     GPTForMultipleChoice,
     GPTForQuestionAnswering,
     GPTForSequenceClassification,
@@ -30,7 +31,7 @@ try:
 except ImportError:
     pass
 source, target = sys.argv[1:3]
-heads = ["MultipleChoice", "QuestionAnswering", "SequenceClassification", "TokenClassification"]
+heads = ["MaskedLM", "MultipleChoice", "QuestionAnswering", "SequenceClassification", "TokenClassification"]
 ids = torch.load(f"{source}/ids.pt", weights_only=True)
 for name in sys.argv[3:]:
     model = AutoModelForCausalLM.from_pretrained(f"{source}/{name}", trust_remote_code=True).eval()
@@ -53,10 +54,10 @@ for saved in ["CausalLM", *heads]:  # any class opens what any class saved
     path = f"{source}/modern" if saved == "CausalLM" else f"{source}/For{saved}"
     for opened in heads:
         auto = getattr(transformers, f"AutoModelFor{opened}")
-        options = {"num_labels": 3, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        options = {"num_labels": 3, "is_causal": opened != "MaskedLM", "ignore_mismatched_sizes": True, "output_loading_info": True}
         model, loading = auto.from_pretrained(path, trust_remote_code=True, **options)
         assert type(model).__module__.startswith("transformers_modules") and type(model).__name__ == f"GPTFor{opened}"
-        assert all(name.startswith(("score.", "qa_outputs.")) for name in loading["missing_keys"])
+        assert all(name.startswith(("score.", "qa_outputs.", "lm_head.")) for name in loading["missing_keys"])
         if opened == saved:
             shape = (2, 1, 9) if saved == "MultipleChoice" else (2, 9)
             assert not loading["missing_keys"] and not loading["mismatched_keys"]
@@ -68,6 +69,7 @@ torch.save(ids, f"{target}/ids.pt")
 NAMES = ["modern", "gpt2", "transformer-2017", "gpt-oss"]
 FILES = {path.name for path in (ROOT / "gpt_finetune" / "model").glob("*_gpt.py")}
 HEADS = [
+    GPTForMaskedLM,
     GPTForMultipleChoice,
     GPTForQuestionAnswering,
     GPTForSequenceClassification,
@@ -92,7 +94,10 @@ def test_plain_save_pretrained_is_enough(make_model, make_config, tmp_path):
             expected[name] = model(ids).logits, generated
     expected_of_heads = {}
     for head in HEADS:
-        model, name = head(make_config("modern", num_labels=3)).eval(), head.__name__.removeprefix("GPT")
+        model, name = (
+            head(make_config("modern", num_labels=3, is_causal=head is not GPTForMaskedLM)).eval(),
+            head.__name__.removeprefix("GPT"),
+        )
         model.save_pretrained(first / name)
         assert {path.name for path in (first / name).glob("*.py")} == FILES
         with torch.no_grad():

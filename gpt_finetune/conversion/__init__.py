@@ -1,4 +1,4 @@
-"""Foreign checkpoints, in and out: gpt2, openai-gpt, llama, mistral, qwen3 and what else `dialects.py` lists."""
+"""Foreign checkpoints, in and out: gpt2, llama, gpt_oss and what else `DIALECTS` lists."""
 
 from gpt_finetune.conversion.configs import config_from_native, config_to_native
 from gpt_finetune.conversion.dialects import DIALECTS, Dialect

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.utils import logging
 
 from gpt_finetune.conversion.dialects import DIALECTS, Dialect
 from gpt_finetune.errors import InputError, did_you_mean
@@ -14,9 +16,13 @@ from gpt_finetune.model import GPTConfig
 # Fields that every config of transformers has and that mean the same everywhere.
 _SHARED = ("dtype", "id2label", "label2id", "problem_type")
 # Fields that belong to a file or a class, not to the model.
-_VOLATILE = frozenset({"_name_or_path", "architectures", "auto_map", "model_type", "transformers_version"})
+_VOLATILE = frozenset(
+    {"_name_or_path", "architectures", "auto_map", "model_type", "quantization_config", "transformers_version"}
+)
 # Ours that the computation of a finished model does not depend on.
 _NOT_ARCHITECTURE = frozenset({*PreTrainedConfig.__dataclass_fields__, "auto_map", "scale_residual_init", "use_cache"})
+# Quantized weights that transformers can turn back while it loads them, whatever the model's class.
+_DEQUANTIZED = ("mxfp4",)
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _DROPOUTS = ("embedding_dropout", "attention_dropout", "residual_dropout")
 # Where a GPTConfig keeps what it has no field for, so that an export can write it back.
@@ -69,10 +75,8 @@ def config_to_native(config: GPTConfig, name: str) -> PreTrainedConfig:
     Raises:
         InputError: The dialect is unknown, or cannot express an option; the message names all such options.
     """
-    find_dialect(name)
-    if obstacles := _obstacles(config, name):
-        shown = ", ".join(obstacles[:3]) + (f" and {len(obstacles) - 3} more" if len(obstacles) > 3 else "")
-        problem = f"this architecture cannot express {shown}"
+    if obstacles := find_obstacles(config, name):
+        problem = f"this architecture cannot express {shortened(obstacles)}"
         raise InputError("dialect", name, problem, "Change these options, or keep gpt_finetune's own format")
     kept = {key: copy.deepcopy(value) for key, value in _origin(config).items() if key != "model_type"}
     if not kept or origin_of(config) != name:
@@ -81,8 +85,30 @@ def config_to_native(config: GPTConfig, name: str) -> PreTrainedConfig:
     restored = _write(name, config, kept)
     if not _differences(config, _read(name, restored)):
         return restored
-    spoken = {*find_dialect(name).fields.values(), *find_dialect(name).write(config)}
+    spoken = {*find_dialect(name).fields.values(), *_written(name, config)}
     return _write(name, config, {key: value for key, value in kept.items() if key not in spoken})
+
+
+def find_obstacles(config: GPTConfig, name: str) -> list[str]:
+    """Return the options of a configuration that a dialect cannot express, as `option=value (only other value)`.
+
+    Raises:
+        InputError: The dialect is unknown.
+    """
+    find_dialect(name)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is only tried need not be warned of
+    try:
+        return _differences(config, _read(name, _write(name, config)))
+    except Exception as error:  # their own check of their own fields
+        return [" ".join(str(error.__cause__ or error).split())]
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def shortened(obstacles: list[str]) -> str:
+    """Return the first obstacles as text, and how many there are besides."""
+    return ", ".join(obstacles[:3]) + (f" and {len(obstacles) - 3} more" if len(obstacles) > 3 else "")
 
 
 def origin_of(config: GPTConfig) -> str | None:
@@ -96,20 +122,18 @@ def _origin(config: GPTConfig) -> dict[str, Any]:
 
 def _read(name: str, config: PreTrainedConfig) -> GPTConfig:
     dialect = find_dialect(name)
-    for theirs, wanted in dialect.requires.items():
+    for theirs, required in dialect.requires.items():
+        wanted = required(config) if callable(required) else required
         if (value := getattr(config, theirs, wanted)) != wanted:
             problem = f"GPTConfig can express only {wanted!r}"
             raise InputError(f"{name}.{theirs}", value, problem, "Use transformers' own class for this checkpoint")
-    if getattr(config, "quantization_config", None):
-        problem = "quantized weights cannot be translated"
-        raise InputError(f"{name}.quantization_config", "…", problem, "Use the checkpoint that it was made from")
-
+    _check_quantization(name, config)
     values: dict[str, Any] = {key: copy.deepcopy(getattr(config, key)) for key in _SHARED}
     for ours, theirs in dialect.fields.items():
         value = copy.deepcopy(getattr(config, theirs))
         if ours in dialect.synonyms:
             if value not in dialect.synonyms[ours]:
-                remedy = f"It must be one of {', '.join(dialect.synonyms[ours])}"
+                remedy = f"It must be one of {', '.join(map(str, dialect.synonyms[ours]))}"
                 raise InputError(f"{name}.{theirs}", value, "GPTConfig has nothing like it", remedy)
             value = dialect.synonyms[ours][value]
         values[ours] = value
@@ -117,11 +141,27 @@ def _read(name: str, config: PreTrainedConfig) -> GPTConfig:
         values[ours] = float(values.get(ours) or 0)  # some write 0, some null
     for ours in _IDS:
         values[ours] = _inside(values[ours], values["vocab_size"])
+    for part in dialect.read:
+        values.update(part(config))
     try:
-        return GPTConfig(**{**values, **dialect.read(config), **dialect.constants})
+        return GPTConfig(**{**values, **dialect.constants})
     except Exception as error:  # @strict wraps what it finds in errors of its own
         remedy = "Use transformers' own class for this checkpoint"
         raise InputError(name, "…", str(error.__cause__ or error), remedy) from None
+
+
+def _check_quantization(name: str, config: PreTrainedConfig) -> None:
+    method = quantization_of(config)
+    if method is not None and method not in _DEQUANTIZED:
+        problem = f"such weights cannot be translated; of quantized ones, {', '.join(_DEQUANTIZED)} can"
+        remedy = "Use the checkpoint that it was made from, or save what transformers' own class dequantizes"
+        raise InputError(f"{name}.quantization_config.quant_method", method, problem, remedy)
+
+
+def quantization_of(config: PreTrainedConfig) -> str | None:
+    """Return how the weights of a checkpoint are quantized, if they are."""
+    quantization = getattr(config, "quantization_config", None)
+    return dict(quantization).get("quant_method", "unknown") if quantization else None
 
 
 def _inside(ids: int | list[int] | None, vocab_size: int) -> int | list[int] | None:
@@ -141,19 +181,32 @@ def _write(name: str, config: GPTConfig, more: dict[str, Any] | None = None) -> 
             if value not in spellings.values():
                 continue  # their default stands, and reads back as something else
             value = next(spelling for spelling, meaning in spellings.items() if meaning == value)
+        elif value is None and not _may_be_none(name, theirs):
+            continue
         values[theirs] = value
-    return AutoConfig.for_model(name, **{**values, **dialect.write(config), **(more or {})})
+    return AutoConfig.for_model(name, **{**values, **_written(name, config), **(more or {})})
 
 
-def _obstacles(config: GPTConfig, name: str) -> list[str]:
-    try:
-        return _differences(config, _read(name, _write(name, config)))
-    except Exception as error:  # their own check of their own fields
-        return [" ".join(str(error.__cause__ or error).split())]
+def _may_be_none(name: str, theirs: str) -> bool:
+    declared = CONFIG_MAPPING[name].__dataclass_fields__.get(theirs)
+    return declared is None or NoneType in get_args(declared.type)
+
+
+def _written(name: str, config: GPTConfig) -> dict[str, Any]:
+    """Return their fields that are not in the table of fields."""
+    return {key: value for part in find_dialect(name).write for key, value in part(config).items()}
 
 
 def _differences(config: GPTConfig, other: GPTConfig) -> list[str]:
     """Return what `other` does not express, as `name=value (only other value)`."""
     names = [name for name in GPTConfig.__dataclass_fields__ if name not in _NOT_ARCHITECTURE]
-    pairs = [(name, getattr(config, name), getattr(other, name)) for name in names]
+    pairs = [(name, _value(config, name), _value(other, name)) for name in names]
     return [f"{name}={ours!r} (only {theirs!r})" for name, ours, theirs in pairs if ours != theirs]
+
+
+def _value(config: GPTConfig, name: str) -> Any:
+    """Return a field; of rotary positions, the whole of a head is the same as no share of it."""
+    value = getattr(config, name)
+    if name != "rope_parameters" or value is None or value.get("partial_rotary_factor") != 1:
+        return value
+    return {key: part for key, part in value.items() if key != "partial_rotary_factor"}

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTr
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import cached_file
 
-from gpt_finetune.conversion.configs import config_to_native, find_dialect, origin_of
+from gpt_finetune.conversion.configs import config_to_native, find_dialect, find_obstacles, origin_of, shortened
 from gpt_finetune.conversion.dialects import DIALECTS
 from gpt_finetune.errors import InputError
 from gpt_finetune.model import GPTConfig
@@ -125,14 +125,15 @@ def _choose(config: GPTConfig, dialect: str | None) -> tuple[str, PreTrainedConf
     if dialect is not None:
         return dialect, config_to_native(config, dialect)
     origin = origin_of(config)
-    problems = []
+    obstacles = {}
     for name in sorted(DIALECTS, key=lambda name: name != origin):  # stable: the table's order, after the origin
-        try:
+        obstacles[name] = find_obstacles(config, name)
+        if not obstacles[name]:
             return name, config_to_native(config, name)
-        except InputError as error:
-            problems.append(f"{name}: {error.problem.removeprefix('this architecture ')}")
+    nearest = sorted(DIALECTS, key=lambda name: len(obstacles[name]))[:3]
+    problem = "; ".join(f"{name} cannot express {shortened(obstacles[name])}" for name in nearest)
     remedy = "Change these options, or keep gpt_finetune's own format, which loads anywhere with trust_remote_code"
-    raise InputError("dialect", None, f"none can express this model ({'; '.join(problems)})", remedy)
+    raise InputError("dialect", None, f"none can express this model; of the nearest, {problem}", remedy)
 
 
 def _native_class(model: PreTrainedModel, name: str) -> Any:
@@ -147,7 +148,7 @@ def _native_class(model: PreTrainedModel, name: str) -> Any:
 
 def _native_weights(model: PreTrainedModel, name: str, prefix: str) -> dict[str, torch.Tensor]:
     """Return the weights by the dialect's names and shapes; a dialect that has ours shares their memory."""
-    conversions = find_dialect(name).weights(type(model), prefix)
+    conversions = find_dialect(name).weights(type(model), model.config, prefix)
     return revert_weight_conversion(
         SimpleNamespace(_weight_conversions=conversions, config=model.config), model.state_dict()
     )

@@ -16,6 +16,12 @@ from transformers.utils.import_utils import is_gguf_available
 from gpt_finetune.conversion.configs import find_dialect
 from gpt_finetune.errors import InputError
 
+# Our field -> GGUF's, for what transformers' reader knows of some architectures only.
+_SIZES = {
+    "max_position_embeddings": "context_length",
+    "intermediate_size": "feed_forward_length",
+    "head_dim": "attention.key_length",
+}
 _REMEDY = "Use the checkpoint that it was made from"
 
 
@@ -43,15 +49,21 @@ def config_from_gguf(file: str) -> PreTrainedConfig:
     """
     try:
         metadata, tensors = read_gguf_metadata(file)
-        content, _ = PreTrainedConfig.get_config_dict(os.path.dirname(file), gguf_file=os.path.basename(file))
-    except (ValueError, KeyError) as error:
+        content, _ = PreTrainedConfig.get_config_dict(file, gguf_file=file)
+    except (ValueError, KeyError, TypeError) as error:  # it does not check what it reads
         raise InputError("gguf_file", file, f"transformers cannot read it ({error})", _REMEDY) from None
-    find_dialect(content["model_type"])
+    dialect = find_dialect(content["model_type"])
     content.pop("_model_name_or_path", None)  # a title
+    prefix = metadata["general.architecture"]
+    for ours, key in _SIZES.items():
+        if ours in dialect.fields and (size := metadata.get(f"{prefix}.{key}")) is not None:
+            content[dialect.fields[ours]] = size
     config = AutoConfig.for_model(**content)
-    scaled = metadata.get(f"{metadata['general.architecture']}.rope.scaling.type", "none") != "none"
-    scaled = scaled or any(name.startswith("rope_f") for name in tensors)  # rope_freqs, rope_factors_long, …
-    if scaled and (config.rope_parameters or {}).get("rope_type", "default") == "default":
+    scaled = metadata.get(f"{prefix}.rope.scaling.type", "none") != "none" or any(
+        name.startswith("rope_f") for name in tensors
+    )  # rope_freqs, rope_factors_long, …
+    kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if scaled and (kind == "default" or not isinstance(kind, str)):  # gpt-oss's reader takes a length for the name
         problem = "its rotary positions are scaled, which transformers does not read from a GGUF"
         raise InputError("gguf_file", file, problem, _REMEDY)
     return config
@@ -65,6 +77,9 @@ def weights_from_gguf(file: str, config: PreTrainedConfig, dtype: Any = None) ->
         config: From `config_from_gguf`.
         dtype: Precision to hold them in; None, and what only `from_pretrained` understands, means float32, in which
             blocks of whatever format are exact.
+
+    Raises:
+        InputError: Some weight is not found: it would be drawn at random, with no more than a warning.
     """
     if isinstance(dtype, str):
         dtype = getattr(torch, dtype, None)  # "auto" is none
@@ -73,4 +88,8 @@ def weights_from_gguf(file: str, config: PreTrainedConfig, dtype: Any = None) ->
     # The reader maps names by this, and GGUF calls some architectures otherwise: a Mistral is a llama there.
     names.config.model_type = read_gguf_metadata(file)[0]["general.architecture"]
     precision = dtype if isinstance(dtype, torch.dtype) else None
-    return load_gguf_checkpoint(file, return_tensors=True, model_to_load=names, torch_dtype=precision)["tensors"]
+    weights = load_gguf_checkpoint(file, return_tensors=True, model_to_load=names, torch_dtype=precision)["tensors"]
+    if missing := sorted(names.state_dict().keys() - weights.keys() - names.all_tied_weights_keys.keys()):
+        problem = f"transformers does not find all weights of a {type(names).__name__} in it, such as {missing[0]}"
+        raise InputError("gguf_file", file, problem, _REMEDY)
+    return weights

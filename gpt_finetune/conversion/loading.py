@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.utils import find_adapter_config_file
 
-from gpt_finetune.conversion.configs import config_from_native, find_dialect, origin_of
+from gpt_finetune.conversion.configs import config_from_native, find_dialect, origin_of, quantization_of
 from gpt_finetune.conversion.dialects import DIALECTS
 from gpt_finetune.conversion.gguf import config_from_gguf, find_gguf, weights_from_gguf
 from gpt_finetune.model import GPTConfig, GPTPreTrainedModel
@@ -68,11 +68,11 @@ def _model_reader(load: Callable[..., Any]) -> Callable[..., Any]:
         translated = _translate(native, config, kwargs)
         # transformers finds a checkpoint's conversions by the config's model type. Ours is the same for all dialects,
         # so this one instance bears another until the weights are in.
-        translated.model_type = _register(native.model_type, cls)
+        translated.model_type = _register(native.model_type, cls, translated)
         gguf_file = kwargs.pop("gguf_file", None)
         if gguf_file is None:
             loaded = load(cls, path, *model_args, config=translated, **kwargs)
-        else:  # as weights of no file: from a GGUF, transformers would make a model that can be neither trained nor saved
+        else:  # as weights of no file: what transformers itself reads from a GGUF is neither trainable nor savable
             file = find_gguf(path, gguf_file, **_location(kwargs))
             kwargs["state_dict"] = weights_from_gguf(file, native, kwargs.get("dtype"))
             loaded = load(cls, None, *model_args, config=translated, **kwargs)
@@ -119,6 +119,8 @@ def _location(kwargs: dict[str, Any]) -> dict[str, Any]:
 def _translate(native: PreTrainedConfig, config: Any, kwargs: dict[str, Any]) -> GPTConfig:
     """Return our configuration, with the fields that the caller named in `kwargs` taken out of there."""
     translated = copy.deepcopy(config) if isinstance(config, GPTConfig) else config_from_native(native)
+    if quantization_of(native) is not None:  # read as the floating-point weights that it stands for
+        translated.quantization_config = {**dict(native.quantization_config), "dequantize": True}
     names = _OVERRIDES & kwargs.keys()
     for name in names:
         setattr(translated, name, kwargs.pop(name))
@@ -127,8 +129,8 @@ def _translate(native: PreTrainedConfig, config: Any, kwargs: dict[str, Any]) ->
     return translated
 
 
-def _register(name: str, model_class: type[GPTPreTrainedModel]) -> str:
+def _register(name: str, model_class: type[GPTPreTrainedModel], config: GPTConfig) -> str:
     """Tell transformers a dialect's weight conversions; returns the model type that asks for them."""
     key = f"{model_class.__name__} from {name}"
-    register_checkpoint_conversion_mapping(key, find_dialect(name).weights(model_class), overwrite=True)
+    register_checkpoint_conversion_mapping(key, find_dialect(name).weights(model_class, config), overwrite=True)
     return key

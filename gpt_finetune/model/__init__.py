@@ -1,7 +1,8 @@
-"""The files that travel to the Hub with every checkpoint: configuration, layers, model, task heads."""
+"""The files that travel to the Hub with every checkpoint: configuration, layers, attention, blocks, model, heads."""
 
 from .configuration_gpt import GPTConfig
 from .heads_gpt import (
+    GPTForMaskedLM,
     GPTForMultipleChoice,
     GPTForQuestionAnswering,
     GPTForSequenceClassification,
@@ -12,6 +13,7 @@ from .modeling_gpt import GPTForCausalLM, GPTModel, GPTPreTrainedModel
 __all__ = [
     "GPTConfig",
     "GPTForCausalLM",
+    "GPTForMaskedLM",
     "GPTForMultipleChoice",
     "GPTForQuestionAnswering",
     "GPTForSequenceClassification",

@@ -341,14 +341,16 @@ class GPTCrossAttention(GPTAttention):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        encoder_attention_mask: torch.Tensor | None = None,
+        position_embeddings: Any = None,
+        attention_mask: Any = None,
         past_key_values: EncoderDecoderCache | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Mix the encoder's S states into each token: (B, T, D), (B, S, width) -> (B, T, D) and weights (B, H, T, S).
 
-        Keys and values are computed once a sequence, and cached.
+        Positions and mask of the tokens themselves play no part. Keys and values are computed once, and cached.
         """
         query = self.q_norm(self.heads(self.q_proj(hidden_states))).transpose(1, 2)  # (B, H, T, K)
         if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):

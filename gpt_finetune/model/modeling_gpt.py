@@ -15,7 +15,6 @@ from transformers.generation import GenerationMixin
 from transformers.masking_utils import (
     create_bidirectional_mask,
     create_masks_for_generate,
-    find_packed_sequence_indices,
     packed_sequence_mask_function,
 )
 from transformers.modeling_outputs import (
@@ -25,7 +24,7 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple, is_tracing
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -63,13 +62,17 @@ class GPTPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # transformers looks for the text "@use_experts_implementation" in this very file: the decorator is in layers_gpt
     _can_record_outputs = {
         "hidden_states": GPTBlock,
         "attentions": OutputRecorder(GPTAttention, index=1, layer_name="self_attn"),
         "cross_attentions": OutputRecorder(GPTCrossAttention, index=1),
         "router_logits": OutputRecorder(GPTRouter, index=0),
     }
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        """Say that experts can be computed in several ways; transformers would look in this class's own file only."""
+        return True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -98,6 +101,21 @@ class GPTPreTrainedModel(PreTrainedModel):
                 init.normal_(module.down_proj, mean=0.0, std=std)
             elif getattr(module, "feeds_residual", False):
                 init.normal_(module.weight, mean=0.0, std=std)
+
+
+def number_documents(position_ids: torch.Tensor, attention_mask: Any) -> torch.Tensor | None:
+    """Return the number of each token's packed document in its row, (B, T), or None if no row packs several.
+
+    A document begins where a token's position is not above that of the token before it, padding passed over
+    (transformers' `find_packed_sequence_indices` looks at padding too, so that some amid a document would cut it).
+    """
+    real = torch.ones_like(position_ids, dtype=torch.bool)
+    if torch.is_tensor(attention_mask) and attention_mask.ndim == 2:
+        real = attention_mask.to(position_ids.device) != 0
+    seen = (torch.arange(1, real.shape[-1] + 1, device=real.device) * real).cummax(-1).values  # 0: no token yet
+    known = nn.functional.pad(position_ids, (1, 0), value=-1).gather(-1, seen)  # padding repeats the token before it
+    starts = real & (known.diff(dim=-1, prepend=torch.full_like(known[:, :1], -1)) <= 0)
+    return starts.cumsum(-1) if is_tracing(starts) or starts.any() else None
 
 
 class GPTModel(GPTPreTrainedModel):
@@ -167,7 +185,9 @@ class GPTModel(GPTPreTrainedModel):
                 self.config, inputs_embeds, encoder_attention_mask, encoder_hidden_states=encoder_hidden_states
             )
         if use_cache and past_key_values is None and self.config.is_causal:
-            past_key_values = self._new_cache()
+            past_key_values = DynamicCache(config=self.config)  # its sliding layers keep no more than their window
+        if crosses and past_key_values is not None and not isinstance(past_key_values, EncoderDecoderCache):
+            past_key_values = EncoderDecoderCache(past_key_values, DynamicCache())
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past).unsqueeze(0)
@@ -196,18 +216,13 @@ class GPTModel(GPTPreTrainedModel):
         """Return the mask of each layer type; packed documents are kept apart, unless a cache is being continued."""
         if isinstance(attention_mask, dict):
             return attention_mask  # `generate` has built them
-        packed = None
+        isolate = None
         if position_ids is not None and past_key_values is None:  # the caller's own: made-up ones never restart
-            packed = find_packed_sequence_indices(position_ids.expand(len(inputs_embeds), -1))  # (B, T)
-        isolate = None if packed is None else packed_sequence_mask_function(packed)
+            packed = number_documents(position_ids.expand(len(inputs_embeds), -1), attention_mask)
+            isolate = None if packed is None else packed_sequence_mask_function(packed)
         return create_masks_for_generate(
             self.config, inputs_embeds, attention_mask, past_key_values, and_mask_function=isolate
         )
-
-    def _new_cache(self) -> Cache:
-        """Return an empty cache, whose sliding layers keep no more than their window."""
-        own = DynamicCache(config=self.config)
-        return EncoderDecoderCache(own, DynamicCache()) if self.config.add_cross_attention else own
 
     def _check_token_ids(self, input_ids: torch.Tensor) -> None:
         """Refuse ids outside the vocabulary by name; on a GPU this would cost a synchronisation, so only on CPU."""

@@ -125,7 +125,7 @@ class Run:
 
     def describe(self, trainer: Any, prepared: Any, config: Any) -> None:
         """Put model, data and environment into the receipt, before training starts."""
-        from gpt_finetune.training.throughput import flops_per_token
+        from gpt_finetune.costs import flops_per_token
 
         model = trainer.model
         self.receipt |= {

@@ -1,4 +1,4 @@
-"""What a step costs and what the machine can do: FLOPs, measured ceilings, memory, tokens a second."""
+"""What the machine can do and did: measured ceilings, precision, threads, memory, tokens a second."""
 
 from __future__ import annotations
 
@@ -11,21 +11,7 @@ from typing import Any
 
 import psutil
 import torch
-from torch import nn
-from transformers import PreTrainedModel, TrainerCallback
-
-
-def flops_per_token(model: PreTrainedModel, block_size: int) -> float:
-    """Return the floating-point operations of one token's forward and backward pass.
-
-    6 a weight of every matrix product (2 forward, 4 backward), the output head included and embeddings left out,
-    plus 12 x layers x heads x head size x tokens for attention, causal halving ignored (PaLM, arXiv:2204.02311,
-    appendix B).
-    """
-    config = model.config
-    weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
-    attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * block_size
-    return 6.0 * weights + attention
+from transformers import TrainerCallback
 
 
 @functools.cache

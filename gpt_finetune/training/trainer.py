@@ -10,8 +10,9 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_callback import ProgressCallback
 
+from gpt_finetune.costs import flops_per_token
 from gpt_finetune.training.callbacks import Progress
-from gpt_finetune.training.throughput import Throughput, flops_per_token, matmul_ceiling, peak_memory_mb
+from gpt_finetune.training.throughput import Throughput, matmul_ceiling, peak_memory_mb
 
 # what an evaluation logs -> its name among a run's final figures
 _FINAL = {

@@ -324,21 +324,143 @@ def test_without_mask_and_pad_id_the_last_token_is_pooled(make_head):
     torch.testing.assert_close(short[:1], model(x[:1, :2]).logits, **CLOSE)
 
 
-@pytest.mark.parametrize("task", ["tokens", "answers"])
-def test_packed_rows_give_what_each_document_gives(make_head, architecture, task):
-    model = make_head(task, architecture)
-    x = torch.randint(2, 512, (1, 12))
-    positions = torch.cat([torch.arange(5), torch.arange(7)])[None]
-    packed = logits_of(model(x, position_ids=positions))
-    torch.testing.assert_close(packed[:, :5], logits_of(model(x[:, :5])), **CLOSE)
-    torch.testing.assert_close(packed[:, 5:], logits_of(model(x[:, 5:])), **CLOSE)
+def pack(documents: list[list[torch.Tensor]], side: str | None, pad: int = 1) -> dict:
+    """Pack each list of documents into a row; `side` says where, if anywhere, rows are padded."""
+    length = max(sum(map(len, row)) for row in documents) + (0 if side is None else 2)
+    batch: dict[str, list] = {"input_ids": [], "attention_mask": [], "position_ids": []}
+    for row in documents:
+        pieces, missing = list(row), length - sum(map(len, row))
+        fill = [torch.full((1,), -1)] * missing
+        if side == "left":
+            pieces = fill + pieces
+        elif side == "between":
+            pieces = [pieces[0], *fill[:1], *pieces[1:], *fill[1:]]
+        elif side == "inside":  # the first document
+            pieces = [pieces[0][:1], *fill[:1], pieces[0][1:], *pieces[1:], *fill[1:]]
+        else:
+            pieces = pieces + fill
+        ids = torch.cat(pieces)
+        positions, real = torch.zeros_like(ids), ids >= 0
+        positions[real] = torch.cat([torch.arange(len(document)) for document in row])
+        for name, value in zip(batch, (ids.masked_fill(~real, pad), real.long(), positions), strict=True):
+            batch[name].append(value)
+    stacked = {name: torch.stack(values) for name, values in batch.items()}
+    if side is None:
+        del stacked["attention_mask"]
+    return stacked
 
 
-def test_a_packed_row_is_classified_by_its_last_document(make_head, architecture):
-    model = make_head("single", architecture)
+def documents_of(*rows: tuple[int, ...]) -> list[list[torch.Tensor]]:
+    """Make rows of documents of these lengths, each ending with end-of-text, id 1, which is also the pad id."""
+    return [[torch.cat([torch.randint(2, 512, (length - 1,)), torch.tensor([1])]) for length in row] for row in rows]
+
+
+PACKED = {None: ((5, 7), (3, 4, 5), (12,)), "left": ((5, 1, 3), (4,), (2, 6)), "right": ((5, 1, 3), (4,), (2, 6))}
+PACKED["between"] = PACKED["right"]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("side", PACKED)
+@pytest.mark.parametrize("task", ["single", "multi", "targets"])
+def test_packed_documents_are_classified_as_by_themselves(make_head, architecture, task, side, attention):
+    model = make_head(task, architecture, pad_token_id=1, attn_implementation=attention)
+    rows = documents_of(*PACKED[side])
+    alone = [document for row in rows for document in row]
+    labels = torch.stack([row["labels"] for row in examples(task, len(alone))])
+    padded = {"input_ids": nn.utils.rnn.pad_sequence(alone, batch_first=True, padding_value=1)}
+    lengths = torch.tensor([len(document) for document in alone])
+    padded["attention_mask"] = (torch.arange(padded["input_ids"].shape[1]) < lengths[:, None]).long()
+    found, gradients = [], []
+    for batch in (pack(rows, side), padded):
+        model.zero_grad()
+        found.append(model(**batch, labels=labels))
+        found[-1].loss.backward()
+        gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+    assert found[0].logits.shape == (len(alone), LABELS)
+    torch.testing.assert_close(found[0].logits, found[1].logits, **CLOSE)
+    torch.testing.assert_close(found[0].loss, found[1].loss, **CLOSE)
+    for name, gradient in gradients[1].items():
+        torch.testing.assert_close(gradients[0][name], gradient, **CLOSE)
+    halved = model(**pack(rows, side), labels=labels, num_items_in_batch=2 * int(labels.ne(-100).sum())).loss
+    torch.testing.assert_close(halved, found[1].loss / 2, **CLOSE)
+
+
+def test_a_single_row_of_positions_serves_all_rows(make_head):
+    model = make_head("single")
+    x, positions = torch.randint(2, 512, (2, 12)), torch.cat([torch.arange(5), torch.arange(7)])[None]
+    expected = model(x, position_ids=positions.expand(2, -1)).logits
+    assert len(expected) == 4
+    torch.testing.assert_close(model(x, position_ids=positions).logits, expected)
+    torch.testing.assert_close(expected[1::2], model(x[:, 5:]).logits, **CLOSE)
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_positions_that_do_not_restart_pack_nothing(make_head, mask):
+    model = make_head("single", "llama")
+    x = torch.tensor([[5, PAD, 7, 8, 9], [9, 10, 11, PAD, PAD], [PAD] * 5])
+    more = {"attention_mask": torch.tensor([[1] * 5, [1, 1, 1, 0, 0], [0] * 5])} if mask else {}
+    for positions in (torch.arange(5), torch.arange(3, 8), 2 * torch.arange(5)):
+        given = {"position_ids": positions.expand(3, 5), **more}
+        hidden = model.model(x, **given).last_hidden_state
+        expected = model.score(hidden[torch.arange(3), torch.tensor([4, 2, 0] if mask else [4, 4, 4])])
+        torch.testing.assert_close(model(x, **given).logits, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("position", ["0", "1", "on"])
+@pytest.mark.parametrize("side", ["left", "right", "between", "inside"])
+def test_padding_begins_no_document_whatever_its_position(make_head, side, position):
+    model, rows = make_head("single", pad_token_id=1), documents_of((4, 3), (2, 1))
+    expected = torch.cat(
+        [model(document[None], attention_mask=torch.ones(1, len(document))).logits for row in rows for document in row]
+    )
+    batch = pack(rows, side)
+    padding = batch["attention_mask"] == 0
+    filler = torch.arange(padding.shape[1]).expand_as(padding) if position == "on" else torch.tensor(int(position))
+    batch["position_ids"] = torch.where(padding, filler, batch["position_ids"])
+    torch.testing.assert_close(model(**batch).logits, expected, **CLOSE)
+
+
+def test_padding_amid_a_row_is_passed_over(make_head, task):
+    if task == "answers":
+        return  # positions are columns
+    model, rows = make_head(task), examples(task, 2)
+    for name in ("input_ids", "attention_mask", *(["labels"] if task == "tokens" else [])):
+        fill = torch.full_like(rows[1][name][..., :1], -100 if name == "labels" else 0)
+        rows.append({**rows[1]}) if name == "input_ids" else None
+        rows[2][name] = torch.cat([rows[1][name][..., :2], fill, rows[1][name][..., 2:]], -1)
+    plain, gaps = model(**collate(rows[1:2])), model(**collate(rows[2:]))
+    torch.testing.assert_close(gaps.loss, plain.loss, **CLOSE)
+
+
+def test_packed_embeddings_are_classified_as_ids(make_head):
+    model = make_head("single")
+    batch = pack(documents_of((4, 3), (2, 5)), None)
+    embeds = model.get_input_embeddings()(batch["input_ids"])
+    found = model(inputs_embeds=embeds, position_ids=batch["position_ids"]).logits
+    torch.testing.assert_close(found, model(**batch).logits, **CLOSE)
+
+
+def test_packed_rows_give_each_token_what_its_document_gives(make_head, architecture):
+    model = make_head("tokens", architecture)
     x = torch.randint(2, 512, (1, 12))
     positions = torch.cat([torch.arange(5), torch.arange(7)])[None]
-    torch.testing.assert_close(model(x, position_ids=positions).logits, model(x[:, 5:]).logits, **CLOSE)
+    packed = model(x, position_ids=positions).logits
+    torch.testing.assert_close(packed[:, :5], model(x[:, :5]).logits, **CLOSE)
+    torch.testing.assert_close(packed[:, 5:], model(x[:, 5:]).logits, **CLOSE)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("task", ["answers", "choices"])
+def test_heads_of_one_document_refuse_packed_rows(make_head, task, masked):
+    model, batch = make_head(task), collate(examples(task, 2))
+    expected = logits_of(model(**batch))
+    batch["position_ids"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    torch.testing.assert_close(logits_of(model(**batch)), expected)
+    batch["position_ids"][..., :3] = torch.tensor([0, 1, 0])
+    if not masked:
+        del batch["attention_mask"]
+    with pytest.raises(ValueError, match=r"position_ids restarts.* documents into .* takes one a row.*attention_mask"):
+        model(**batch)
 
 
 @pytest.mark.parametrize("task", ["single", "tokens", "answers"])
@@ -362,11 +484,9 @@ def test_a_choice_is_scored_as_a_row_and_an_empty_one_never_taken(make_head, arc
     found = model(**batch)
     assert found.logits.shape == (4, CHOICES)
     for choice in range(CHOICES):
-        hidden = model.encode(
-            batch["input_ids"][:, choice], batch["attention_mask"][:, choice], None, None, None
-        ).last_hidden_state
-        pooled = model.last_token(hidden, None, batch["attention_mask"][:, choice])
-        torch.testing.assert_close(found.logits[:, choice], model.score(pooled)[:, 0], **CLOSE)
+        for i, (row, real) in enumerate(zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)):
+            hidden = model.model(row[choice, real[choice]][None]).last_hidden_state[0, -1]
+            torch.testing.assert_close(found.logits[i, choice], model.score(hidden)[0], **CLOSE)
     batch["attention_mask"][1, 2], batch["input_ids"][1, 2] = 0, PAD
     batch["labels"] = torch.tensor([0, 1, 2, 0])
     fewer = model(**batch)
@@ -485,11 +605,22 @@ def test_evaluation_is_item_weighted_whatever_the_batch_size(make_head, task, tm
         ("tokens", {"labels": torch.full((2, 8), 3)}, "labels has 3, but num_labels is 3"),
         ("answers", {"end_positions": torch.tensor([8, 0])}, "end_positions has 8, but the number of tokens is 8"),
         ("choices", {"labels": torch.tensor([3, 0])}, "labels has 3, but the number of choices is 3"),
+        (
+            "tokens",
+            {"labels": torch.zeros(2, 7, dtype=torch.long)},
+            r"shape \(2, 7\).* wants integers of shape \(2, 8\)",
+        ),
+        ("choices", {"labels": torch.zeros(3, dtype=torch.long)}, r"shape \(3,\).* wants integers of shape \(2,\)"),
+        ("answers", {"start_positions": torch.zeros(2)}, "start_positions .*torch.float32.* wants integers"),
+        ("single", {"position_ids": torch.arange(8) % 2}, r"shape \(2,\), .*for 8 documents .* of shape \(8,\)"),
+        ("multi", {"position_ids": torch.arange(8) % 2}, r"shape \(2, 3\), .*for 8 documents .* of shape \(8, 3\)"),
         ("choices", {"input_ids": torch.ones(2, 8, dtype=torch.long)}, r"shape \(2, 8\).*\(B, C, T\)"),
     ],
 )
 def test_bad_labels_are_refused_by_name(make_head, task, change, message):
     batch = {**collate(examples(task, 2)), **change}
+    if "position_ids" in change:
+        batch = {**batch, "attention_mask": None, "position_ids": change["position_ids"].expand(2, 8)}
     with pytest.raises(ValueError, match=message):
         make_head(task)(**batch)
 
@@ -522,7 +653,8 @@ def test_a_pretrained_model_gets_a_head_and_is_saved_with_it(make_model, archite
     auto_map = json.loads((tmp_path / "tuned" / "config.json").read_text())["auto_map"]
     assert auto_map[auto.__name__] == f"heads_gpt.{type(head).__name__}"
     back = GPTForCausalLM.from_pretrained(tmp_path / "tuned")  # the other way: the base model survives
-    assert torch.equal(back.model.layers[0].mlp.up_proj.weight, pretrained.model.layers[0].mlp.up_proj.weight)
+    for name, value in pretrained.model.state_dict().items():
+        assert torch.equal(back.model.state_dict()[name], value)
 
 
 def test_outputs_pass_through(make_head, architecture, task):
@@ -571,7 +703,8 @@ def whole():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("task", "architecture"), [*((task, "modern") for task in TASKS), *(("single", name) for name in ARCHITECTURES)]
+    ("task", "architecture"),
+    [*((task, "modern") for task in TASKS), *(("single", name) for name in ARCHITECTURES if name != "gpt-oss")],
 )
 def test_compiled_whole_it_gives_the_same(make_head, task, architecture, whole):
     model, batch = make_head(task, architecture), collate(examples(task))
