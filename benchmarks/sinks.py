@@ -5,7 +5,7 @@
 Forward and backward of the attention function at gpt-oss-20b's shapes (64 query and 8 key-value heads of 64, float32,
 one row of 1024 tokens), full and with its window of 128, each side with the mask that its model would pass. Sides take
 turns, each measurement in a fresh process: the median of some passes after a warm-up, and by how much the process grew
-at its peak. Outputs and gradients are compared first. Writes `benchmarks/results/sinks.json`.
+at its peak. Outputs and gradients are compared. Writes `benchmarks/results/sinks.json`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import torch
@@ -78,13 +79,13 @@ def difference(kind: str) -> float:
         tensors = inputs()
         out = attention(side, kind)(*tensors)
         out.square().sum().backward()
-        results.append([out, *(x.grad for x in tensors)])
+        results.append([out.detach(), *(x.grad for x in tensors)])
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*results, strict=True))
 
 
 def main() -> None:
     """Measure turn by turn, print the medians and ratios, and write them down."""
-    report: dict[str, object] = {
+    report: dict[str, Any] = {
         "shape": f"T {TOKENS}, {HEADS} query heads, {KEY_HEADS} key-value heads of {HEAD_DIM}, float32",
         "rounds": ROUNDS,
         "passes": PASSES,
@@ -105,8 +106,9 @@ def main() -> None:
             **medians,
             "times_faster": round(theirs["milliseconds"] / ours["milliseconds"], 2),
             "share_of_memory": round(ours["peak_mb"] / theirs["peak_mb"], 3),
-            "largest_relative_difference": difference(kind),
         }
+    for kind in KINDS:  # last: a process counts its parent's size at the start as a peak of its own
+        report[kind] |= {"largest_relative_difference": difference(kind)}
     file = Path(__file__).parent / "results" / "sinks.json"
     file.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))

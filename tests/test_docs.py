@@ -19,17 +19,22 @@ def shell_lines(name: str) -> list[str]:
     return [line.split(" # ")[0].strip() for line in blocks.splitlines() if line.strip() and not line.startswith("#")]
 
 
+def called(words: list[str]) -> tuple[str, list[str]] | None:
+    """Return the recipe that a command runs, from its file or by `gpt-finetune`, and its arguments."""
+    if words[0] == "gpt-finetune":
+        return next(p.stem for p in (ROOT / "recipes").glob("*.py") if p.stem.rstrip("_") == words[1]), words[2:]
+    at = next((i for i, word in enumerate(words) if word.startswith("recipes/")), None)
+    return None if at is None else (words[at].removeprefix("recipes/").removesuffix(".py"), words[at + 1 :])
+
+
 @pytest.mark.parametrize("name", READMES)
 def test_recipe_commands_parse(name):
-    commands = [line for line in shell_lines(name) if "recipes/" in line]
-    assert len(commands) >= 4
-    for line in commands:
-        words = shlex.split(line)
-        at = next(i for i, word in enumerate(words) if word.startswith("recipes/"))
-        recipe = words[at].removeprefix("recipes/").removesuffix(".py")
+    commands = [command for line in shell_lines(name) if (command := called(shlex.split(line)))]
+    assert len(commands) >= 8
+    for recipe, words in commands:
         module = load_recipe(recipe)
-        config_class = next(v for k, v in vars(module).items() if k.lower() == f"{recipe}config")
-        config = parse(config_class, [str(ROOT / w) if w.startswith("configs/") else w for w in words[at + 1 :]])
+        config_class = next(v for k, v in vars(module).items() if k.lower() == f"{recipe.rstrip('_')}config")
+        config = parse(config_class, [str(ROOT / w) if w.startswith("configs/") else w for w in words])
         if hasattr(module, "check"):
             module.check(config)
 

@@ -110,7 +110,7 @@ def eager_attention_forward(
         query: (B, H, T, K).
         key: (B, G, S, K).
         value: (B, G, S, K).
-        attention_mask: Added to the scores, (B or 1, 1, T, S), or None.
+        attention_mask: Added to the scores, or True for what is seen, (B or 1, 1, T, S), or None.
         scaling: Factor of the scores.
         dropout: Probability of dropping an attention weight.
         sinks: One more logit a head in each softmax, (H,), which carries no value.
@@ -122,7 +122,9 @@ def eager_attention_forward(
     key = key.repeat_interleave(module.num_key_value_groups, dim=1)
     value = value.repeat_interleave(module.num_key_value_groups, dim=1)
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
         scores = scores + attention_mask
     if sinks is not None:
         scores = torch.cat((scores, sinks[:, None, None].to(scores.dtype).expand(*scores.shape[:-1], 1)), dim=-1)

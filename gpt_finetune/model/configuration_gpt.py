@@ -53,21 +53,25 @@ _LIBRARY_KEYS = frozenset(
 )
 
 
-# Fields that count something; those that may be None are checked where they are set.
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "intermediate_size",
-    "max_position_embeddings",
-    "sliding_window",
-    "num_local_experts",
-    "num_experts_per_tok",
-    "cross_attention_hidden_size",
-)
+# Fields that count or measure something, with the least that they may be (those that may be None, if they are not).
+_LEAST = {
+    "vocab_size": 1,
+    "hidden_size": 1,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "head_dim": 1,
+    "intermediate_size": 1,
+    "max_position_embeddings": 1,
+    "position_offset": 0,
+    "sliding_window": 2,  # with 1, transformers' sliding cache would keep everything
+    "num_local_experts": 1,
+    "num_experts_per_tok": 1,
+    "router_aux_loss_coef": 0,
+    "cross_attention_hidden_size": 1,
+    "norm_eps": 0,
+    "initializer_range": 0,
+}
 
 
 @strict
@@ -191,7 +195,7 @@ class GPTConfig(PreTrainedConfig):
     embedding_norm: bool = False
     norm_type: Literal["layernorm", "rmsnorm"] = "layernorm"
     norm_affine: bool = True
-    norm_eps: float = 1e-5
+    norm_eps: float | int = 1e-5
     block_type: Literal["pre_norm", "post_norm", "parallel", "parallel_shared_norm"] = "pre_norm"
     hidden_act: Literal["gelu_new", "gelu", "quick_gelu", "relu", "relu2", "silu"] = "gelu_new"
     gated_mlp: bool = False
@@ -214,7 +218,7 @@ class GPTConfig(PreTrainedConfig):
     embedding_dropout: float | int = 0.0
     attention_dropout: float | int = 0.0
     residual_dropout: float | int = 0.0
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
     scale_residual_init: bool = True
     tie_word_embeddings: bool = True
     lm_head_bias: bool = False
@@ -275,16 +279,14 @@ class GPTConfig(PreTrainedConfig):
 
     def _rules(self) -> Iterator[tuple[bool, str]]:
         """Yield what must hold, with what to say where it does not; each rule may lean on those before."""
-        for name in _SIZES:
+        for name, least in _LEAST.items():
             value = getattr(self, name)
-            yield value is None or value >= 1, f"{name}={value}: it must be at least 1"
+            yield value is None or value >= least, f"{name}={value}: it must be at least {least}"
         for name in ("attention_scale", "final_logit_softcapping", "swiglu_limit"):
             value = getattr(self, name)
             yield value is None or value > 0, f"{name}={value}: it must be above 0, or None"
         for name in ("embedding_dropout", "attention_dropout", "residual_dropout"):
             yield 0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)}: it must be in [0, 1)"
-        for name in ("position_offset", "router_aux_loss_coef"):
-            yield getattr(self, name) >= 0, f"{name}={getattr(self, name)}: it must not be negative"
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             ids = getattr(self, name)
             for token_id in ids if isinstance(ids, list) else [ids]:

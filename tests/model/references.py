@@ -116,7 +116,8 @@ def make_reference(name: str, **overrides: Any) -> PreTrainedModel:
     """Build a tiny random model, the same every time, on plain attention."""
     torch.manual_seed(0)
     architecture, fields = REFERENCES[name]
-    config = getattr(transformers, f"{architecture}Config")(**{**fields, **overrides})
+    fields = copy.deepcopy({**fields, **overrides})  # configs write into the dicts that they are given
+    config = getattr(transformers, f"{architecture}Config")(**fields)
     return randomise(AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
 
 

@@ -117,6 +117,17 @@ def test_the_encoder_looks_both_ways_and_the_decoder_does_not(make_pair):
     torch.testing.assert_close(again.logits[:, :-1], before.logits[:, :-1], **CLOSE)
 
 
+def test_backends_may_be_switched_when_it_stands(make_pair):
+    """transformers then hands masks of one kind to layers of another: `eager` must understand them, too."""
+    model, source, target = make_pair("gpt2"), sources("right"), targets()
+    found = []
+    for backend in ("sdpa", "eager", "sdpa"):
+        model.set_attn_implementation(backend)
+        found.append(model(**source, decoder_input_ids=target).logits)
+    torch.testing.assert_close(found[1], found[0], **CLOSE)
+    torch.testing.assert_close(found[2], found[0], **CLOSE)
+
+
 def test_cross_attention_weights(make_pair):
     model = make_pair("gpt2")
     for part in (model.encoder, model.decoder):

@@ -112,10 +112,7 @@ def test_cached_decoding_with_cross_attention(crossing, attention, source):
         close(crossing.ours(ids[:, start:end], **states, past_key_values=cache).logits, whole[:, start:end])
     assert [layer.keys.shape[-2] for layer in cache.cross_attention_cache.layers] == [9, 9]
     options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
-    a, b = (
-        model.generate(ids, **states, **options, past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()))
-        for model in crossing
-    )
+    a, b = (model.generate(ids, **states, **options) for model in crossing)
     assert a.shape == (3, 20)
     assert torch.equal(a, b)
 
@@ -175,7 +172,7 @@ def test_a_mistake_would_be_seen(name, field, wrong, tmp_path):
     fields = {**pair.ours.config.to_dict(), field: wrong}
     fields["max_position_embeddings"] += pair.ours.config.position_offset - fields["position_offset"]  # the same table
     mutant = GPTForCausalLM(GPTConfig.from_dict(fields)).eval()
-    mutant.load_state_dict(pair.ours.state_dict(), strict=False)  # strict where a weight is what goes unused
+    mutant.load_state_dict(pair.ours.state_dict(), strict=False)  # the mistake may be to leave a weight unused
     difference = mutant(**batch).logits - pair.reference(**batch).logits
     assert difference.abs().max() > 1e-3  # a hundred times the tolerance
 
