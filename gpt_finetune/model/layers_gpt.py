@@ -15,7 +15,20 @@ from .configuration_gpt import GPTConfig
 
 # --------------------------------------------------------------------------------------------------------- norms
 
-NORMS: dict[str, Callable[..., nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
+
+class GPTRMSNorm(nn.RMSNorm):
+    """Root-mean-square norm (Zhang and Sennrich 2019, arXiv:1910.07467), in the precision of what it normalises.
+
+    Weights of another one, as under autocast, would widen the result, and the fused kernels refuse them.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise the last dimension; sums are in float32 whatever the precision."""
+        weight = None if self.weight is None else self.weight.to(x.dtype)
+        return nn.functional.rms_norm(x, self.normalized_shape, weight, self.eps)
+
+
+NORMS: dict[str, Callable[..., nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": GPTRMSNorm}
 
 
 def make_norm(config: GPTConfig, size: int) -> nn.Module:

@@ -213,7 +213,7 @@ def test_the_vocabulary_can_grow(make_masked):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES])
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
 def test_compiled_whole_it_gives_the_same(make_masked, architecture):
     model, (x, labels) = make_masked(architecture), labelled()
     torch._dynamo.reset()
