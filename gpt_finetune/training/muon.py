@@ -15,6 +15,11 @@ from transformers import PreTrainedModel
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
+def is_vector(name: str, parameter: nn.Parameter) -> bool:
+    """Say whether a parameter is a norm, a bias, a sink; the biases of experts are so, too, which stand in a stack."""
+    return parameter.ndim < 2 or name.endswith("bias")
+
+
 def orthogonalise(matrices: torch.Tensor, steps: int) -> torch.Tensor:
     """Replace each matrix U S V^T by about U V^T: (N, rows, columns) -> (N, rows, columns).
 
@@ -38,7 +43,7 @@ class Muon(torch.optim.AdamW):
     arXiv:2502.16982 section 2.2), so one learning rate serves both.
 
     Args:
-        matrices: Parameters of two dimensions to orthogonalise.
+        matrices: Parameters to orthogonalise: of two dimensions, or of three, which stack matrices (experts).
         others: Groups for AdamW, as it takes them.
         lr: Learning rate of all groups.
         weight_decay: Decoupled decay of the matrices, times the learning rate.
@@ -47,7 +52,7 @@ class Muon(torch.optim.AdamW):
         **adamw: Further arguments of AdamW.
 
     Raises:
-        ValueError: A parameter among `matrices` has not two dimensions.
+        ValueError: A parameter among `matrices` has neither two nor three dimensions.
     """
 
     def __init__(
@@ -61,7 +66,7 @@ class Muon(torch.optim.AdamW):
         **adamw: Any,
     ) -> None:
         matrices = list(matrices)
-        if any(parameter.ndim != 2 for parameter in matrices):
+        if any(parameter.ndim not in (2, 3) for parameter in matrices):
             raise ValueError(f"Muon takes matrices, got shapes {sorted({tuple(p.shape) for p in matrices})}")
         group = {"params": matrices, "weight_decay": weight_decay, "muon": {"momentum": momentum, "steps": steps}}
         super().__init__([group, *({**other, "muon": None} for other in others)], lr=lr, **adamw)
@@ -83,7 +88,7 @@ class Muon(torch.optim.AdamW):
         same_shape: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
         for parameter in group["params"]:
             if parameter.grad is not None:
-                same_shape[tuple(parameter.shape)].append(parameter)
+                same_shape[tuple(parameter.shape[-2:])].append(parameter)
         momentum = group["muon"]["momentum"]
         for (rows, columns), parameters in same_shape.items():
             updates = []
@@ -95,12 +100,13 @@ class Muon(torch.optim.AdamW):
                 state["step"] += 1
                 buffer = state["momentum_buffer"]
                 buffer.lerp_(parameter.grad, 1 - momentum)
-                updates.append(parameter.grad.lerp_(buffer, momentum))
+                updates.append(parameter.grad.lerp_(buffer, momentum).view(-1, rows, columns))
                 parameter.grad = None
-            directions = orthogonalise(torch.stack(updates), group["muon"]["steps"])  # one batch of products a shape
+            # one batch of products a shape
+            directions = orthogonalise(torch.cat(updates), group["muon"]["steps"]).split([len(u) for u in updates])
             size = group["lr"] * 0.2 * max(rows, columns) ** 0.5
             for parameter, direction in zip(parameters, directions, strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-size)
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction.view_as(parameter), alpha=-size)
 
 
 class MuonFactory:
@@ -116,14 +122,14 @@ class MuonFactory:
         """
         rate = {"lr": arguments.pop("adamw_lr", None) or arguments["lr"]}
         decay = arguments.pop("weight_decay", 0.0)
-        trained = [p for p in model.parameters() if p.requires_grad]
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        vectors = [p for name, p in trained.items() if is_vector(name, p)]
         # Rows of an embedding or head are tokens, seen unevenly: there is no common geometry to orthogonalise.
         tables = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
         tables |= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-        matrices = [p for p in trained if p.ndim == 2 and id(p) not in tables]
-        sorted_out = {id(p) for p in matrices}
+        matrices = [p for name, p in trained.items() if not is_vector(name, p) and id(p) not in tables]
         others = [
-            {**rate, "params": [p for p in trained if p.ndim >= 2 and id(p) not in sorted_out], "weight_decay": decay},
-            {**rate, "params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+            {**rate, "params": [p for p in trained.values() if id(p) in tables], "weight_decay": decay},
+            {**rate, "params": vectors, "weight_decay": 0.0},
         ]
         return Muon(matrices, [group for group in others if group["params"]], weight_decay=decay, **arguments)

@@ -12,6 +12,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from gpt_finetune.costs import flops_per_token
 from gpt_finetune.training.callbacks import Progress
+from gpt_finetune.training.muon import is_vector
 from gpt_finetune.training.throughput import Throughput, matmul_ceiling, peak_memory_mb
 
 # what an evaluation logs -> its name among a run's final figures
@@ -56,7 +57,7 @@ class GPTTrainer(Trainer):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Name the parameters that decay: matrices; norms and biases are vectors and do not."""
-        return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+        return [name for name, parameter in model.named_parameters() if not is_vector(name, parameter)]
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Build the schedule; a decay without a length takes a fifth of all steps."""

@@ -38,6 +38,33 @@ def test_first_step_is_the_scaled_orthogonal_gradient():
     torch.testing.assert_close(weight.detach(), expected)
 
 
+def test_a_stack_of_experts_is_its_matrices_one_by_one():
+    stacked = nn.Parameter(torch.randn(3, 8, 16))
+    single = [nn.Parameter(matrix.detach().clone()) for matrix in stacked]
+    muons = Muon([stacked], [], lr=0.1, weight_decay=0.5), Muon(single, [], lr=0.1, weight_decay=0.5)
+    for _ in range(2):
+        stacked.grad = torch.randn(3, 8, 16)
+        for matrix, gradient in zip(single, stacked.grad, strict=True):
+            matrix.grad = gradient.clone()
+        for muon in muons:
+            muon.step()
+    torch.testing.assert_close(stacked.detach(), torch.stack([matrix.detach() for matrix in single]))
+
+
+def test_biases_and_sinks_of_experts_do_not_decay(make_config):
+    model = GPTForCausalLM(make_config("gpt-oss"))
+    names = {id(p): n for n, p in model.named_parameters()}
+    matrices, tables, vectors = (
+        {names[id(p)] for p in group["params"]} for group in MuonFactory()(model, lr=0.01).param_groups
+    )
+    assert {n.rpartition("experts.")[2] for n in matrices if "experts" in n} == {"gate_up_proj", "down_proj"}
+    assert "model.layers.0.mlp.router.weight" in matrices
+    assert tables == {"model.embed_tokens.weight", "lm_head.weight"}
+    assert {n for n in names.values() if n.endswith(("bias", "sinks"))} <= vectors
+    model(torch.randint(2, 512, (2, 12)), labels=torch.randint(2, 512, (2, 12))).loss.backward()
+    MuonFactory()(model, lr=0.01).step()
+
+
 def test_the_rest_is_plain_adamw():
     torch.manual_seed(0)
     ours, theirs = nn.Parameter(torch.ones(7)), nn.Parameter(torch.ones(7))
