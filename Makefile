@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train models test test-fast check format lock clean
+.PHONY: train models test test-fast test-clients check format lock clean
 
 train: .venv/ready  ## Train the quickstart model from scratch (under 10 minutes on 2 CPU cores)
 	$(BIN)/accelerate launch --quiet --config_file configs/accelerate/single.yaml \
@@ -16,6 +16,10 @@ test: models  ## All tests that fit the gate
 
 test-fast: .venv/ready  ## Tests without those marked slow
 	$(BIN)/python -m pytest -m "not slow"
+
+# Other people's software in environments of their own; none may be missing, and what came of it is written down.
+test-clients: .venv-clients/ready .venv-vllm/ready  ## Tests with other people's software; writes docs/compatibility.md
+	CLIENTS_TABLE=docs/compatibility.md .venv-clients/bin/python -m pytest tests/clients
 
 check: .venv/ready  ## Lint, format, types, import directions
 	$(BIN)/ruff check .
@@ -36,6 +40,19 @@ format: .venv/ready
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
+.venv-clients/ready: requirements.lock tests/clients/requirements.txt
+	test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --disable-pip-version-check torch==2.13.0
+	.venv-clients/bin/python -m pip install --disable-pip-version-check -r requirements.lock
+	.venv-clients/bin/python -m pip install --disable-pip-version-check -r tests/clients/requirements.txt
+	touch $@
+
+.venv-vllm/ready: tests/clients/requirements-vllm.txt
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --disable-pip-version-check torch==2.13.0
+	.venv-vllm/bin/python -m pip install --disable-pip-version-check --no-deps -r tests/clients/requirements-vllm.txt
+	touch $@
+
 lock:  ## Resolve the newest versions that pyproject.toml allows into requirements.lock
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install torch==2.13.0
@@ -45,4 +62,4 @@ lock:  ## Resolve the newest versions that pyproject.toml allows into requiremen
 	rm -rf .venv-lock build *.egg-info
 
 clean:
-	rm -rf .venv .venv-lock build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-clients .venv-vllm .venv-lock build *.egg-info .pytest_cache .mypy_cache .ruff_cache

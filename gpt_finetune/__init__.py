@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from .adapters import register_with_peft
 from .conversion import export_native, read_foreign_checkpoints
 from .model import (
     GPTConfig,
@@ -35,6 +36,7 @@ AutoModelForQuestionAnswering.register(GPTConfig, GPTForQuestionAnswering)
 AutoModelForSequenceClassification.register(GPTConfig, GPTForSequenceClassification)
 AutoModelForTokenClassification.register(GPTConfig, GPTForTokenClassification)
 read_foreign_checkpoints()
+register_with_peft()
 
 __all__ = [
     "GPTConfig",

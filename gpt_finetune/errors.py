@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+
+# What a Hub token looks like; one that was given in the wrong place must not end up on a screen or in a log.
+_TOKEN = re.compile(r"hf_\w{8,}")
 
 
 class InputError(ValueError):
@@ -20,7 +25,8 @@ class InputError(ValueError):
 
     def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
         self.field, self.value, self.problem, self.remedy = field, value, problem, remedy
-        super().__init__(f"{field} = {_shorten(repr(value))}: {_sentence(problem)} {_sentence(remedy)}")
+        said = f"{field} = {_shorten(repr(value))}: {_sentence(problem)} {_sentence(remedy)}"
+        super().__init__(_TOKEN.sub("hf_…", said))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -168,6 +168,13 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys):
     assert error.count("\n") == 1
 
 
+def test_a_token_in_the_wrong_place_is_not_repeated(capsys):
+    with pytest.raises(InputError) as caught:
+        parse(load_recipe("pretrain").PretrainConfig, ["hub_token=hf_abcdefghijklmnop"])
+    assert "hf_abcdefghijklmnop" not in str(caught.value) + "".join(capsys.readouterr())
+    assert "hub_token = 'hf_…'" in str(caught.value)
+
+
 def test_did_you_mean_lists_all_when_nothing_is_close():
     assert did_you_mean("zzz", ["red", "blue"]) == "Known: blue, red"
 

@@ -13,6 +13,7 @@ from support import ROOT
 FLOORS = {
     "errors": 0,
     "model": 1,
+    "adapters": 2,
     "config": 2,
     "costs": 2,
     "data": 2,

@@ -119,6 +119,35 @@ def test_an_empty_folder_gets_a_valid_card(tmp_path: Path) -> None:
     assert "trained from scratch" not in card.text
 
 
+def test_a_head_has_its_task_and_its_metrics(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["GPTForSequenceClassification"]}')
+    record = {"model": {"base_model": "openai-community/gpt2"}, "figures": {"eval_accuracy": 0.91, "eval_f1": 0.9}}
+    record["data"] = {"sources": ["hub:stanfordnlp/sst2"]}
+    card = ModelCard.load(write_card(write_run(tmp_path, record, [])))
+    assert card.data.pipeline_tag == "text-classification"
+    assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {
+        "accuracy": 0.91,
+        "f1": 0.9,
+    }
+    assert {result.task_type for result in card.data.eval_results} == {"text-classification"}
+    assert card.data.eval_results[0].dataset_type == "stanfordnlp/sst2"
+    assert "A GPT text classifier, trained further from openai-community/gpt2" in card.text
+    assert "AutoModelForSequenceClassification.from_pretrained(path, trust_remote_code=True)" in card.text
+
+
+def test_no_way_to_a_file_of_this_machine(tmp_path: Path) -> None:
+    record = {
+        "command": "python recipes/pretrain.py output_dir=/data/project/out data.sources='[{path: /mnt/a/b/*.txt}]'",
+        "model": {"base_model": "D:\\models\\base"},
+        "data": {"sources": ["/mnt/a/b/*.txt", "https://example.org/a/b.txt", "docs/*.md"]},
+    }
+    text = write_card(write_run(tmp_path / "run", record, [])).read_text(encoding="utf-8")
+    assert "python recipes/pretrain.py output_dir=…/out data.sources='[{path: …/*.txt}]'" in text
+    assert "https://example.org/a/b.txt" in text
+    assert "docs/" in text
+    assert not re.search(r"/data|/mnt|D:", text)
+
+
 @pytest.mark.parametrize("base", ["/home/alice/model", "./model", "C:\\model", "runs/a/b", "{folder}"])
 def test_a_local_base_model_is_not_claimed_to_be_on_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.attention.flex_attention import AuxRequest, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 from transformers.cache_utils import Cache, EncoderDecoderCache
-from transformers.integrations.flex_attention import compile_friendly_flex_attention
+from transformers.integrations.eager_paged import eager_paged_attention_forward
+from transformers.integrations.flex_attention import compile_friendly_flex_attention, flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -141,6 +142,7 @@ def sdpa_with_sinks(
     attention_mask: torch.Tensor | None,
     scaling: float,
     sinks: torch.Tensor,
+    cache: Any = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention with sinks in a fused kernel, which never holds the scores.
@@ -149,6 +151,8 @@ def sdpa_with_sinks(
     grow by a coordinate: sink / scale in each query, 1 in that key, 0 in the others (and by zeros, to a multiple of 8,
     which kernels like). Where the kernel makes the causal mask itself, it wants a square: a query in front fills it.
     """
+    if cache is not None:  # continuous batching has it filled here, with keys that have not grown
+        key, value = cache.update(key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=kwargs)
     size, grown = key.shape[-1], 8 - key.shape[-1] % 8
     fills_square = attention_mask is None and module.is_causal and query.shape[2] > 1
     coordinate = nn.functional.pad((sinks / scaling).to(query.dtype).view(1, -1, 1, 1), (0, grown - 1))
@@ -161,6 +165,22 @@ def sdpa_with_sinks(
         attention_mask = nn.functional.pad(attention_mask, (1, 0), value=attention_mask.dtype == torch.bool)
     mixed, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     return mixed[:, int(fills_square) :, :, :size], None  # (B, T, H, K)
+
+
+def flex_also_for_one_token(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: float,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Flex attention, right on a CPU too: torch 2.13, compiled for one, mixes wrong values into a single query."""
+    if query.device.type != "cpu" or query.shape[2] > 1 or not isinstance(attention_mask, BlockMask):
+        return flex_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    mixed = flex_attention(query, key, value, block_mask=attention_mask, enable_gqa=True, scale=scaling)
+    return mixed.transpose(1, 2), None
 
 
 def flex_with_sinks(
@@ -191,7 +211,7 @@ def in_blocks(attend: Callable[..., Any]) -> Callable[..., Any]:
 
     A block of queries needs the keys of its own positions and of a window around them; what else its slice of the mask
     hides (padding, other documents) stays hidden. Texts of at most two windows are computed whole, and so are those
-    that continue a cache, and compiled code, whose loops would fix the length.
+    that continue a cache, which continuous batching passes here, and compiled code, whose loops would fix the length.
     """
 
     @functools.wraps(attend)
@@ -205,7 +225,7 @@ def in_blocks(attend: Callable[..., Any]) -> Callable[..., Any]:
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         length = query.shape[2]
-        whole = sliding_window is None or attention_mask is None or torch.compiler.is_compiling()
+        whole = sliding_window is None or attention_mask is None or "cache" in kwargs or torch.compiler.is_compiling()
         if whole or length != key.shape[2] or length <= 2 * sliding_window:
             return attend(module, query, key, value, attention_mask, **kwargs)
         parts = []
@@ -224,11 +244,13 @@ def in_blocks(attend: Callable[..., Any]) -> Callable[..., Any]:
 BACKENDS: dict[str, Callable[..., Any]] = {
     "eager": eager_attention_forward,
     "sdpa": in_blocks(sdpa_attention_forward),
+    "flex_attention": flex_also_for_one_token,
 }
 WITH_SINKS: dict[str, Callable[..., Any]] = {
     "eager": eager_attention_forward,
     "sdpa": in_blocks(sdpa_with_sinks),
     "flex_attention": flex_with_sinks,
+    "paged|eager": eager_paged_attention_forward,  # of continuous batching; reads the layer's sinks itself
 }
 
 # ----------------------------------------------------------------------------------------------------- attention

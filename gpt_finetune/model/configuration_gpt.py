@@ -113,7 +113,7 @@ class GPTConfig(PreTrainedConfig):
         num_local_experts: MLPs a layer, of which each token takes a few (arXiv:1701.06538); None means one, for all.
         num_experts_per_tok: How many it takes.
         router_aux_loss_coef: Weight of the load-balancing loss (arXiv:2101.03961), added to the language-modelling
-            loss when `output_router_logits` is set.
+            loss when `output_router_logits` is set; None means 0.001, or 0 without experts.
         output_router_logits: Return the router's logits and that loss.
         attention_bias: Biases on the projections to queries, keys and values.
         attention_output_bias: Bias on the attention's output projection; None means as `attention_bias`.
@@ -162,7 +162,11 @@ class GPTConfig(PreTrainedConfig):
     }
     base_model_tp_plan: ClassVar[dict[str, str]] = {
         **dict.fromkeys((f"layers.*.self_attn.{name}_proj" for name in "qkv"), "colwise"),
+        # one norm for all heads, of which each rank has but some: their gradients are added up
+        **dict.fromkeys((f"layers.*.self_attn.{name}_norm" for name in "qk"), "replicated_with_grad_allreduce"),
         "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.self_attn.sinks": "rowwise",  # one a query head: each rank keeps those of its own
+        "layers.*.self_attn": "local_params",
         "layers.*.mlp.gate_proj": "colwise",
         "layers.*.mlp.up_proj": "colwise",
         "layers.*.mlp.down_proj": "rowwise",
@@ -203,7 +207,7 @@ class GPTConfig(PreTrainedConfig):
     mlp_bias: bool = True
     num_local_experts: int | None = None
     num_experts_per_tok: int | None = None
-    router_aux_loss_coef: float | int = 0.001
+    router_aux_loss_coef: float | int | None = None
     output_router_logits: bool = False
     attention_bias: bool = True
     attention_output_bias: bool | None = None
@@ -250,6 +254,8 @@ class GPTConfig(PreTrainedConfig):
             self.intermediate_size = 64 * -(-self.hidden_size // 24) if self.gated_mlp else 4 * self.hidden_size
         if self.attention_output_bias is None:
             self.attention_output_bias = self.attention_bias
+        if self.router_aux_loss_coef is None:  # TRL turns the router's logits on wherever this is not 0
+            self.router_aux_loss_coef = 0.0 if self.num_local_experts is None else 0.001
         if self.layer_types is None:
             self.layer_types = ["full_attention"] * self.num_hidden_layers
         self.auto_map = self.auto_map or dict(AUTO_MAP)

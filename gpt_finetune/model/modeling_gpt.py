@@ -21,7 +21,7 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
 )
-from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.modeling_utils import PreTrainedModel
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, is_tracing
@@ -32,6 +32,14 @@ from .attention_gpt import GPTAttention, GPTCrossAttention, GPTRotaryEmbedding, 
 from .blocks_gpt import BLOCKS, GPTBlock
 from .configuration_gpt import GPTConfig
 from .layers_gpt import EMBEDDINGS, POSITIONS, GPTExperts, GPTRouter, SinusoidalPositions, make_norm
+
+try:
+    from transformers.modeling_utils import slice_logits_to_keep
+except ImportError:  # transformers 5.19, which vLLM asks for
+
+    def slice_logits_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+        """Keep the last so many positions, 0 meaning all, or these: (B, T, D) -> (B, kept, D)."""
+        return hidden_states[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
 
 
 @dataclass
@@ -229,11 +237,11 @@ class GPTModel(GPTPreTrainedModel):
         if input_ids.device.type != "cpu" or torch.compiler.is_compiling() or input_ids.numel() == 0:
             return
         low, high = (int(bound) for bound in input_ids.aminmax())
-        if low < 0 or high >= self.embed_tokens.num_embeddings:
+        size = self.config.vocab_size  # `embed_tokens` may stand in an adapter's wrapper
+        if low < 0 or high >= size:
             raise ValueError(
-                f"input_ids has the token id {low if low < 0 else high}, but vocab_size is "
-                f"{self.embed_tokens.num_embeddings}: the tokenizer is not this model's; load the one saved with it, "
-                "or call model.resize_token_embeddings(len(tokenizer))"
+                f"input_ids has the token id {low if low < 0 else high}, but vocab_size is {size}: the tokenizer is "
+                "not this model's; load the one saved with it, or call model.resize_token_embeddings(len(tokenizer))"
             )
 
 
@@ -336,7 +344,7 @@ class GPTForCausalLM(GPTWithLMHead, GenerationMixin):
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         aux_loss = None
-        if balances:
+        if balances and outputs.router_logits:  # a model without experts has none
             aux_loss = self._balancing_loss(outputs.router_logits, attention_mask)
             if loss is not None:
                 share = self._share_of_batch(labels, kwargs.get("num_items_in_batch"))

@@ -1,0 +1,109 @@
+"""What each head is to the Hub and its visitors: a task, an Auto class, a few lines that use it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+_GENERATE = """inputs = tokenizer({prompt}, return_tensors="pt")
+outputs = model.generate(**inputs, max_new_tokens=100, do_sample=True, temperature=0.8)
+print(tokenizer.decode(outputs[0], skip_special_tokens=True))"""
+
+_FILL = """inputs = tokenizer({prompt}, return_tensors="pt")
+print(tokenizer.decode(model(**inputs).logits[0].argmax(-1)))"""
+
+_CLASSIFY = """inputs = tokenizer({prompt}, return_tensors="pt")
+scores = model(**inputs).logits[0]
+print({{model.config.id2label[i]: float(score) for i, score in enumerate(scores)}})"""
+
+_TAG = """inputs = tokenizer({prompt}, return_tensors="pt")
+tags = model(**inputs).logits[0].argmax(-1)
+pieces = [tokenizer.decode([i]) for i in inputs["input_ids"][0]]
+print([(piece, model.config.id2label[int(tag)]) for piece, tag in zip(pieces, tags)])"""
+
+_ANSWER = """inputs = tokenizer("Who wrote it?", {prompt}, return_tensors="pt")
+outputs = model(**inputs)
+start, end = outputs.start_logits[0].argmax(), outputs.end_logits[0].argmax()
+print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))"""
+
+_CHOOSE = """choices = [" there was a king.", " seven."]
+rows = [tokenizer({prompt} + choice)["input_ids"] for choice in choices]
+padded = tokenizer.pad({{"input_ids": rows}}, return_tensors="pt")
+logits = model(**{{name: rows.unsqueeze(0) for name, rows in padded.items()}}).logits[0]
+print(choices[int(logits.argmax())])"""
+
+_EMBED = """inputs = tokenizer({prompt}, return_tensors="pt")
+print(model(**inputs).last_hidden_state.shape)"""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head of a model.
+
+    Args:
+        auto: The Auto class that opens it.
+        task: The Hub's name of what it does (`pipeline_tag`).
+        kind: The same in words.
+        use: Code that uses `tokenizer` and `model`; `{prompt}` stands for a text.
+        peft: PEFT's name of it.
+    """
+
+    auto: str
+    task: str
+    kind: str
+    use: str
+    peft: str | None = None
+
+
+# By the end of the architecture's name, in our models and in those of transformers.
+HEADS = {
+    "ForCausalLM": Head("AutoModelForCausalLM", "text-generation", "language model", _GENERATE, "CAUSAL_LM"),
+    "LMHeadModel": Head("AutoModelForCausalLM", "text-generation", "language model", _GENERATE),
+    "ForMaskedLM": Head("AutoModelForMaskedLM", "fill-mask", "masked language model", _FILL),
+    "ForSequenceClassification": Head(
+        "AutoModelForSequenceClassification", "text-classification", "text classifier", _CLASSIFY, "SEQ_CLS"
+    ),
+    "ForTokenClassification": Head(
+        "AutoModelForTokenClassification", "token-classification", "token classifier", _TAG, "TOKEN_CLS"
+    ),
+    "ForQuestionAnswering": Head(
+        "AutoModelForQuestionAnswering", "question-answering", "question-answering model", _ANSWER, "QUESTION_ANS"
+    ),
+    "ForMultipleChoice": Head("AutoModelForMultipleChoice", "multiple-choice", "multiple-choice model", _CHOOSE),
+    "Model": Head("AutoModel", "feature-extraction", "base model", _EMBED, "FEATURE_EXTRACTION"),
+}
+LANGUAGE_MODEL = HEADS["ForCausalLM"]
+
+
+def find_head(architecture: str) -> Head | None:
+    """Return the head of an architecture, such as `GPTForCausalLM`, by the end of its name."""
+    return next((head for ending, head in HEADS.items() if architecture.endswith(ending)), None)
+
+
+def find_peft_head(task_type: str | None) -> Head | None:
+    """Return the head that one of PEFT's task types, such as `SEQ_CLS`, adapts."""
+    return next((head for head in HEADS.values() if task_type and head.peft == task_type), None)
+
+
+def load_snippet(head: Head, path: str, prompt: str, *, remote_code: bool = True) -> str:
+    """Return Python code that loads a model and uses it, in a fresh process without this package.
+
+    Args:
+        head: The model's head.
+        path: A Hub id or folder.
+        prompt: A text to try it on.
+        remote_code: The model's code lies beside its weights.
+    """
+    trust = ", trust_remote_code=True" if remote_code else ""
+    return f"""from transformers import {", ".join(sorted((head.auto, "AutoTokenizer")))}
+
+path = {quote(path)}
+tokenizer = AutoTokenizer.from_pretrained(path{trust})
+model = {head.auto}.from_pretrained(path{trust})
+
+{head.use.format(prompt=quote(prompt))}"""
+
+
+def quote(text: str) -> str:
+    """Write a string as Python source."""
+    return json.dumps(text, ensure_ascii=False)  # JSON's strings are Python's too

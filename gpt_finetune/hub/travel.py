@@ -1,0 +1,65 @@
+"""Which Python files a model needs beside its weights, and whether they work where this package is not installed."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+from typing import Any
+
+from transformers.dynamic_module_utils import get_imports, get_relative_imports
+
+from gpt_finetune.errors import InputError
+
+# Whoever loads a model has these; any other import makes loading fail where the package is missing.
+EVERYWHERE = {"huggingface_hub", "numpy", "safetensors", "tokenizers", "torch", "transformers"}
+
+
+def travelling_code(folder: Path, config: dict[str, Any]) -> set[str]:
+    """Return the names of the code files that `auto_map` names, with all that they import.
+
+    Args:
+        folder: The model's folder.
+        config: Its `config.json`.
+
+    Raises:
+        InputError: A file is missing, is no Python, or imports what does not travel.
+    """
+    named = {value.split(".")[0] for value in (config.get("auto_map") or {}).values() if "--" not in value}
+    found: set[str] = set()
+    waiting = [(name, "config.json: auto_map") for name in sorted(named)]
+    while waiting:
+        name, asked_by = waiting.pop()
+        path = folder / f"{name}.py"
+        if path.name in found:
+            continue
+        if not path.is_file():
+            remedy = "Save the model again with save_pretrained, which writes its code too"
+            raise InputError(asked_by, f"{name}.py", "this code file is not in the folder", remedy)
+        _check_imports(path)
+        found.add(path.name)
+        waiting += [(sibling, f"{path.name}: import") for sibling in get_relative_imports(path)]
+    return found
+
+
+def _check_imports(path: Path) -> None:
+    """Refuse what transformers, which finds imports by regular expressions, would not copy or not find."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        problem = f"it is no Python ({type(error).__name__})"
+        raise InputError("code", path.name, problem, "Mend the file, or save the model again") from None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level and (node.level > 1 or not node.module):
+            written = f"from {'.' * node.level}{node.module or ''} import {', '.join(a.name for a in node.names)}"
+            problem = "transformers copies only what `from .file import name` names"
+            raise InputError(f"{path.name}: import", written, problem, "Write the import so")
+    for sibling in get_relative_imports(path):
+        if sibling.startswith(".") or "." in sibling:
+            problem = "transformers looks for its file and finds none, in a docstring too"
+            raise InputError(f"{path.name}: import", f".{sibling}", problem, "Write `from .file import name`")
+    for package in get_imports(path):
+        if package not in EVERYWHERE | sys.stdlib_module_names:
+            problem = "loading fails wherever this package is not installed"
+            remedy = "Import it inside try/except, or do without it"
+            raise InputError(f"{path.name}: import", package, problem, remedy)
