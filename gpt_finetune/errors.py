@@ -6,7 +6,6 @@ import difflib
 import re
 from collections.abc import Iterable
 
-
 # What a Hub token looks like; one that was given in the wrong place must not end up on a screen or in a log.
 _TOKEN = re.compile(r"hf_\w{8,}")
 

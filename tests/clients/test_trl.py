@@ -55,9 +55,9 @@ def test_sft(save, name, tmp_path):
 
 @NAMES
 def test_sft_with_packing_and_an_adapter(save, name, tmp_path):
-    """SFTTrainer with packed rows and a plain LoraConfig: the loss falls, the base stays as it was
+    """SFTTrainer with packed rows and a plain LoraConfig: the loss falls
 
-    `padding_free=False` with `packing_strategy="wrapped"`.
+    `packing=True, packing_strategy="wrapped"`: the default strategy is for flash attention.
     """
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
