@@ -24,6 +24,7 @@ from typing import Any
 
 import psutil
 import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
 from gpt_finetune.model.attention_gpt import WITH_SINKS
@@ -48,8 +49,8 @@ def attention(side: str, kind: str) -> Callable[..., torch.Tensor]:
     if side == "ours":
         # the kernel knows causality; `None` is what transformers' mask functions give then
         options = {"attention_mask": seen, "sliding_window": WINDOW} if kind == "sliding" else {"attention_mask": None}
-        layer, ours = SimpleNamespace(**fields), WITH_SINKS["sdpa"]
-        return lambda q, k, v, sinks: ours(layer, q, k, v, **options, scaling=HEAD_DIM**-0.5, sinks=sinks)[0]
+        layer, ours = SimpleNamespace(**fields), WITH_SINKS[sdpa_attention_forward]
+        return lambda q, k, v, sinks: ours(layer, q, k, v, **options, scaling=HEAD_DIM**-0.5, s_aux=sinks)[0]
     added = torch.zeros(1, 1, TOKENS, TOKENS).masked_fill(~seen, torch.finfo(torch.float32).min)
 
     def eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:

@@ -101,7 +101,7 @@ def eager_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    sinks: torch.Tensor | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention as written in the paper: softmax(scale Q K^T) V, with its weights.
@@ -114,7 +114,7 @@ def eager_attention_forward(
         attention_mask: Added to the scores, or True for what is seen, (B or 1, 1, T, S), or None.
         scaling: Factor of the scores.
         dropout: Probability of dropping an attention weight.
-        sinks: One more logit a head in each softmax, (H,), which carries no value.
+        s_aux: One more logit a head in each softmax, (H,), which carries no value: a sink.
         **kwargs: Arguments of other backends.
 
     Returns:
@@ -127,8 +127,8 @@ def eager_attention_forward(
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
         scores = scores + attention_mask
-    if sinks is not None:
-        scores = torch.cat((scores, sinks[:, None, None].to(scores.dtype).expand(*scores.shape[:-1], 1)), dim=-1)
+    if s_aux is not None:
+        scores = torch.cat((scores, s_aux[:, None, None].to(scores.dtype).expand(*scores.shape[:-1], 1)), dim=-1)
     weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)[..., : key.shape[2]]
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
@@ -141,7 +141,7 @@ def sdpa_with_sinks(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float,
-    sinks: torch.Tensor,
+    s_aux: torch.Tensor,
     cache: Any = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -155,7 +155,7 @@ def sdpa_with_sinks(
         key, value = cache.update(key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=kwargs)
     size, grown = key.shape[-1], 8 - key.shape[-1] % 8
     fills_square = attention_mask is None and module.is_causal and query.shape[2] > 1
-    coordinate = nn.functional.pad((sinks / scaling).to(query.dtype).view(1, -1, 1, 1), (0, grown - 1))
+    coordinate = nn.functional.pad((s_aux / scaling).to(query.dtype).view(1, -1, 1, 1), (0, grown - 1))
     query = torch.cat((query, coordinate.expand(*query.shape[:-1], -1)), dim=-1)  # (B, H, T, K + grown)
     query = nn.functional.pad(query, (0, 0, int(fills_square), 0))
     key = nn.functional.pad(key, (0, grown, 1, 0))  # (B, G, 1 + S, K + grown)
@@ -190,7 +190,7 @@ def flex_with_sinks(
     value: torch.Tensor,
     attention_mask: Any,
     scaling: float,
-    sinks: torch.Tensor,
+    s_aux: torch.Tensor,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention with sinks from the log-sum-exp L of the scores: a sink leaves exp(L) / (exp(L) + exp(sink)) of it."""
@@ -202,7 +202,7 @@ def flex_with_sinks(
     if attend is not flex_attention:
         options["training"] = module.training
     mixed, aux = attend(query, key, value, block_mask=attention_mask, **options)  # (B, H, T, K), lse (B, H, T)
-    left = torch.sigmoid(aux.lse - sinks[:, None]).to(mixed.dtype)
+    left = torch.sigmoid(aux.lse - s_aux[:, None]).to(mixed.dtype)
     return (mixed * left[..., None]).transpose(1, 2).contiguous(), None
 
 
@@ -240,17 +240,17 @@ def in_blocks(attend: Callable[..., Any]) -> Callable[..., Any]:
     return attend_in_blocks
 
 
-# attn_implementation -> what computes attention, where transformers' own function is not the best or does not do
-BACKENDS: dict[str, Callable[..., Any]] = {
-    "eager": eager_attention_forward,
-    "sdpa": in_blocks(sdpa_attention_forward),
-    "flex_attention": flex_also_for_one_token,
+# transformers' function for an `attn_implementation` -> ours, where that is not the best
+BETTER: dict[Callable[..., Any], Callable[..., Any]] = {
+    sdpa_attention_forward: in_blocks(sdpa_attention_forward),
+    flex_attention_forward: flex_also_for_one_token,
 }
-WITH_SINKS: dict[str, Callable[..., Any]] = {
-    "eager": eager_attention_forward,
-    "sdpa": in_blocks(sdpa_with_sinks),
-    "flex_attention": flex_with_sinks,
-    "paged|eager": eager_paged_attention_forward,  # of continuous batching; reads the layer's sinks itself
+# the same for layers with sinks: those of transformers that know of none would leave them out in silence
+WITH_SINKS: dict[Callable[..., Any], Callable[..., Any]] = {
+    eager_attention_forward: eager_attention_forward,
+    sdpa_attention_forward: in_blocks(sdpa_with_sinks),
+    flex_attention_forward: flex_with_sinks,
+    eager_paged_attention_forward: eager_paged_attention_forward,  # of continuous batching; reads the layer's own
 }
 
 # ----------------------------------------------------------------------------------------------------- attention
@@ -291,10 +291,13 @@ class GPTAttention(nn.Module):
         """Split the last dimension: (B, T, H * K) -> (B, T, H, K)."""
         return projected.view(*projected.shape[:-1], -1, self.head_dim)
 
-    def backend(self) -> Callable[..., Any]:
-        """Return the function that computes attention, by the name in the config."""
-        name = self.config._attn_implementation
-        return BACKENDS.get(name) or ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
+    def choose(self, attend: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what computes attention, given transformers' function for it."""
+        return BETTER.get(attend, attend)
+
+    def merge(self, mixed: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """Join the heads, unless vLLM has, and project back: (B, T, H, K) or (B * T, H * K) -> (B, T, D)."""
+        return self.dropout(self.o_proj(mixed.reshape(*shape[:-1], -1)))
 
     def forward(
         self,
@@ -311,18 +314,10 @@ class GPTAttention(nn.Module):
         query, key = self.rotate(query, position_embeddings), self.rotate(key, position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # (B, G, S, K)
-        return self.attend(query, key, value, attention_mask, **kwargs)
-
-    def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Compute attention and project back: (B, H, T, K), (B, G, S, K) twice -> (B, T, D)."""
-        mixed, weights = self.backend()(
+        # vLLM reads in this source that a layer takes its function from the table, and how it calls it
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attend = self.choose(attend)
+        mixed, weights = attend(
             self,
             query,
             key,
@@ -333,7 +328,7 @@ class GPTAttention(nn.Module):
             sliding_window=self.sliding_window,
             **kwargs,
         )
-        return self.dropout(self.o_proj(mixed.flatten(-2).contiguous())), weights  # (B, T, H * K) -> (B, T, D)
+        return self.merge(mixed, hidden_states.shape), weights
 
 
 class GPTSinkAttention(GPTAttention):
@@ -343,16 +338,16 @@ class GPTSinkAttention(GPTAttention):
         super().__init__(config, layer_idx)
         self.sinks = nn.Parameter(torch.empty(config.num_attention_heads))
 
-    def backend(self) -> Callable[..., Any]:
-        """Return the function that computes attention; not every one knows of sinks, and none may leave them out."""
-        name = self.config._attn_implementation
-        if name not in WITH_SINKS:
-            raise ValueError(f"attn_implementation={name!r} has no attention sinks: use one of {sorted(WITH_SINKS)}")
-        return WITH_SINKS[name]
+    def choose(self, attend: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what computes attention; not every function knows of sinks, and none may leave them out."""
+        if attend not in WITH_SINKS:
+            name = self.config._attn_implementation
+            raise ValueError(f"attn_implementation={name!r} has no attention sinks: use eager, sdpa or flex_attention")
+        return WITH_SINKS[attend]
 
-    def attend(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Compute attention as `GPTAttention` does, with the sinks."""
-        return super().attend(*args, sinks=self.sinks, **kwargs)
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Mix tokens as `GPTAttention` does, with the sinks."""
+        return super().forward(*args, s_aux=self.sinks, **kwargs)
 
 
 class GPTCrossAttention(GPTAttention):
@@ -379,13 +374,18 @@ class GPTCrossAttention(GPTAttention):
         query = self.q_norm(self.heads(self.q_proj(hidden_states))).transpose(1, 2)  # (B, H, T, K)
         if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
             layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
-            return self.attend(query, layer.keys, layer.values, encoder_attention_mask)
-        key = self.k_norm(self.heads(self.k_proj(encoder_hidden_states))).transpose(1, 2)  # (B, G, S, K)
-        value = self.heads(self.v_proj(encoder_hidden_states)).transpose(1, 2)  # (B, G, S, K)
-        if past_key_values is not None:
-            key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
-            past_key_values.is_updated[self.layer_idx] = True
-        return self.attend(query, key, value, encoder_attention_mask)
+            key, value = layer.keys, layer.values
+        else:
+            key = self.k_norm(self.heads(self.k_proj(encoder_hidden_states))).transpose(1, 2)  # (B, G, S, K)
+            value = self.heads(self.v_proj(encoder_hidden_states)).transpose(1, 2)  # (B, G, S, K)
+            if past_key_values is not None:
+                key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
+                past_key_values.is_updated[self.layer_idx] = True
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attend = self.choose(attend)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        mixed, weights = attend(self, query, key, value, encoder_attention_mask, dropout=dropout, scaling=self.scaling)
+        return self.merge(mixed, hidden_states.shape), weights
 
 
 def make_attention(config: GPTConfig, layer_idx: int) -> GPTAttention:
