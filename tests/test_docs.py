@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+from typing import Any
 
 import pytest
 from support import ROOT, load_recipe
@@ -72,3 +74,30 @@ def test_every_room_is_in_the_tree():
             assert path.name in text or path.name == "errors.py", path.name
     for path in (ROOT / "recipes").glob("*.py"):
         assert path.name in text
+
+
+def result(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_figures_of_the_architectures_are_those_measured(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    sinks, cache = result("sinks"), result("cache")
+    for figure in (sinks["full"]["times_faster"], sinks["sliding"]["times_faster"]):
+        assert f"{figure:.1f}" in text
+    assert round(sinks["full"]["share_of_memory"], 2) == 0.25  # "a quarter"
+    assert f"{sinks['sliding']['share_of_memory']:.0%}" in text
+    assert all(f"{cache[key]:.0f}" in text for key in ("megabytes", "megabytes_dense"))
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_the_card_shown_is_the_card_printed(name, capsys):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```text\n(Parameters\n.*?)```", text, flags=re.DOTALL)
+    command = next(line for line in shell_lines(name) if line.startswith("gpt-finetune inspect"))
+    recipe, words = called(shlex.split(command))
+    module = load_recipe(recipe)
+    module.main(parse(module.InspectConfig, words))
+    printed = {line.rstrip() for line in capsys.readouterr().out.splitlines()}
+    assert {line.rstrip() for line in shown.splitlines()} <= printed

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt_finetune.errors import InputError
-from gpt_finetune.hub.heads import Head, find_peft_head, quote
 from gpt_finetune.hub.outcomes import patiently
+from gpt_finetune.report.heads import Head, find_peft_head, quote
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LABELLED = ("SEQ_CLS", "TOKEN_CLS")

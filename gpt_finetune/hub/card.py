@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from gpt_finetune.errors import InputError
-from gpt_finetune.hub.heads import LANGUAGE_MODEL, Head, find_head, load_snippet, quote
 from gpt_finetune.report import Run, read_run, summary, write_curves
 from gpt_finetune.report.folder import number
+from gpt_finetune.report.heads import LANGUAGE_MODEL, Head, find_head, load_snippet, quote
 from gpt_finetune.report.page import facts, samples_by_step
 
 if TYPE_CHECKING:
@@ -187,19 +187,13 @@ def _body(run: Run, head: Head) -> str:
         model=_describe(run, head),
         verdict=summary.verdict(run),
         figures=summary.figures(run),
-        load_snippet=_snippet(run, head),
+        load_snippet=summary.load_snippet(run, head),
         sources=summary.sources(run),
         ledger=summary.ledger(run),
         step=step,
         samples=samples[:2],
         facts=facts(run),
     )
-
-
-def _snippet(run: Run, head: Head) -> str:
-    where = run.section("model").get("hub_id") or f"path/to/{run.folder_name}"
-    prompts = (str(sample["prompt"]) for sample in run.samples if sample.get("prompt"))
-    return load_snippet(head, str(where), next(prompts, "Once upon a time"))
 
 
 def _describe(run: Run, head: Head) -> str:

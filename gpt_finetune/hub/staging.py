@@ -16,8 +16,8 @@ from gpt_finetune.conversion.exporting import VOCABULARY_FILES
 from gpt_finetune.errors import InputError
 from gpt_finetune.hub.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, read_adapter, read_json
 from gpt_finetune.hub.card import CARD, card_to_push
-from gpt_finetune.hub.heads import Head, find_head
 from gpt_finetune.hub.travel import travelling_code
+from gpt_finetune.report.heads import Head, find_head
 from gpt_finetune.report.redaction import redact
 
 # What a model, its tokenizer and its code consist of.

@@ -20,6 +20,9 @@ class GPTBlock(GradientCheckpointingLayer):
         super().__init__()
         self.self_attn = make_attention(config, layer_idx)
         self.mlp = make_mlp(config)
+        if config.add_cross_attention:
+            self.cross_attn = GPTCrossAttention(config, layer_idx)
+            self.cross_attention_layernorm = make_norm(config, config.hidden_size)
 
 
 class PreNormBlock(GPTBlock):
@@ -75,11 +78,6 @@ class SharedNormParallelBlock(GPTBlock):
 class PreNormCrossBlock(PreNormBlock):
     """x + f(norm(x)), thrice: the second looks at an encoder's states."""
 
-    def __init__(self, config: GPTConfig, layer_idx: int) -> None:
-        super().__init__(config, layer_idx)
-        self.cross_attn = GPTCrossAttention(config, layer_idx)
-        self.cross_attention_layernorm = make_norm(config, config.hidden_size)
-
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Apply the block: (B, T, D) -> (B, T, D)."""
         own = self_attention_arguments(kwargs)
@@ -90,11 +88,6 @@ class PreNormCrossBlock(PreNormBlock):
 
 class PostNormCrossBlock(PostNormBlock):
     """norm(x + f(x)), thrice: the second looks at an encoder's states (arXiv:1706.03762 figure 1, right)."""
-
-    def __init__(self, config: GPTConfig, layer_idx: int) -> None:
-        super().__init__(config, layer_idx)
-        self.cross_attn = GPTCrossAttention(config, layer_idx)
-        self.cross_attention_layernorm = make_norm(config, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Apply the block: (B, T, D) -> (B, T, D)."""

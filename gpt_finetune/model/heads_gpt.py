@@ -121,7 +121,7 @@ class GPTTaskModel(GPTPreTrainedModel):
 
     def score_rows(self, hidden_states: torch.Tensor, rows: Rows) -> torch.Tensor:
         """Return the logits, classes last, of hidden states (B, T, D)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say what its logits are")
 
     def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return each label's cross-entropy, and whether it is an item: (..., classes), (...) -> (...), (...)."""

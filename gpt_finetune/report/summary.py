@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from gpt_finetune.report import heads
 from gpt_finetune.report.folder import Run, number
+from gpt_finetune.report.heads import LANGUAGE_MODEL, Head
 
 
 @dataclass(frozen=True)
@@ -205,19 +206,11 @@ def sources(run: Run) -> list[Source]:
     return [Source(str(source), "") for source in (listed if isinstance(listed, list) else [])]
 
 
-def load_snippet(run: Run) -> str:
-    """Return Python code that loads the model in a fresh process, without this package."""
+def load_snippet(run: Run, head: Head = LANGUAGE_MODEL) -> str:
+    """Return Python code that loads a run's model in a fresh process, without this package."""
     where = run.section("model").get("hub_id") or f"path/to/{run.folder_name}"
-    prompt = next((str(sample["prompt"]) for sample in run.samples if sample.get("prompt")), "Once upon a time")
-    return f"""from transformers import AutoModelForCausalLM, AutoTokenizer
-
-path = {_quote(where)}
-tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
-model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
-
-inputs = tokenizer({_quote(prompt)}, return_tensors="pt")
-outputs = model.generate(**inputs, max_new_tokens=100, do_sample=True, temperature=0.8)
-print(tokenizer.decode(outputs[0], skip_special_tokens=True))"""
+    prompts = (str(sample["prompt"]) for sample in run.samples if sample.get("prompt"))
+    return heads.load_snippet(head, str(where), next(prompts, "Once upon a time"))
 
 
 def count(value: float) -> str:
@@ -259,10 +252,6 @@ def moment(value: object) -> str:
 def fixed(value: float, digits: int = 3) -> str:
     """Write a figure with fixed digits, or few significant ones where those would say nothing."""
     return f"{value:,.{digits}f}" if 0.01 <= abs(value) < 1e6 or not value else f"{value:.3g}"
-
-
-def _quote(text: object) -> str:
-    return json.dumps(str(text), ensure_ascii=False)  # JSON's strings are Python's too
 
 
 def _compare(ours: float, other: float) -> str:
