@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpt_finetune.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question with the answer that its data gives.
+
+    Args:
+        text: As the model gets it, chat template and all.
+        reference: The answer, without special tokens.
+        shown: As a person reads it: the last user's turn.
+    """
+
+    text: str
+    reference: str
+    shown: str
 
 
 def load(path: str, *, trust_remote_code: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

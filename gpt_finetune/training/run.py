@@ -64,8 +64,10 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        """Say in the receipt when the run did not end by itself."""
-        if error is not None and self.main:
+        """Part from the other processes; say in the receipt when the run did not end by itself."""
+        if error is None:
+            _part()
+        elif self.main:
             self.receipt |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
             self.save_receipt()
 
@@ -183,6 +185,18 @@ class Run:
         report = write_report(self.folder)
         write_card(self.folder)
         log.info("done: see %s", report)
+
+
+def _part() -> None:
+    """Wait for the processes that were launched together, and close the threads that speak with them.
+
+    A process that ends while these still run may be aborted by its C++ library, and all others with it.
+    """
+    from accelerate import PartialState
+
+    state = PartialState()
+    state.wait_for_everyone()
+    state.destroy_process_group()
 
 
 def environment(trainer: Any) -> dict[str, Any]:
