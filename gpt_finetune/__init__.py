@@ -11,7 +11,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from .adapters import register_with_peft
+from .adaptation.registration import register_with_peft
 from .conversion import export_native, read_foreign_checkpoints
 from .model import (
     GPTConfig,
