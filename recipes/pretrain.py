@@ -78,7 +78,9 @@ def main(config: PretrainConfig) -> dict[str, float]:
             tokens_per_byte=data.tokens_per_byte,
             eval_tokens_per_byte=data.validation_tokens / data.validation_bytes if data.validation else None,
         )
-        launched.describe(trainer, data, config)
+        preset = None if config.model.from_pretrained else config.model.preset
+        facts = {"preset": preset, "base_model": config.model.from_pretrained}
+        launched.describe(trainer, data, config, config.data.block_size, **facts)
         trainer.train(resume_from_checkpoint=launched.checkpoint)
         figures = trainer.final_figures()
         launched.finish(trainer, figures)

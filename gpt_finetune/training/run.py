@@ -103,17 +103,16 @@ class Run:
             raise InputError("resume", True, f"{self.folder} holds no checkpoint", remedy)
         return str(found)
 
-    def callbacks(self, samples: SampleConfig, tokenizer: Any) -> list[Any]:
-        """Return what writes the run's metrics and samples while it goes on."""
+    def callbacks(self, samples: SampleConfig | None = None, tokenizer: Any = None) -> list[Any]:
+        """Return what writes the run's metrics, and its samples if there are to be any, while it goes on."""
         from rich.console import Console
 
         from gpt_finetune.training.callbacks import MetricsWriter, SampleWriter
 
-        console = Console(stderr=True)
-        return [
-            MetricsWriter(self.folder / "metrics.jsonl"),
-            SampleWriter(samples, tokenizer, self.folder / "samples.jsonl", console),
-        ]
+        written: list[Any] = [MetricsWriter(self.folder / "metrics.jsonl")]
+        if samples is not None:
+            written.append(SampleWriter(samples, tokenizer, self.folder / "samples.jsonl", Console(stderr=True)))
+        return written
 
     def write(self, name: str, text: str) -> None:
         """Write one file of the folder whole: a reader sees the old text or the new, never half."""
@@ -125,19 +124,27 @@ class Run:
         """Write what is known so far."""
         self.write(RECEIPT, json.dumps(self.receipt, indent=2, ensure_ascii=False) + "\n")
 
-    def describe(self, trainer: Any, prepared: Any, config: Any) -> None:
-        """Put model, data and environment into the receipt, before training starts."""
+    def describe(self, trainer: Any, prepared: Any, config: Any, context_length: int, **model_facts: Any) -> None:
+        """Put model, data and environment into the receipt, before training starts.
+
+        Args:
+            trainer: The trainer.
+            prepared: The data, as `prepare` or `prepare_examples` returns it.
+            config: The recipe's configuration.
+            context_length: Tokens a row.
+            **model_facts: What the recipe knows of its model: preset, base_model and so on.
+        """
         from gpt_finetune.costs import flops_per_token
 
         model = trainer.model
         self.receipt |= {
             "environment": environment(trainer),
             "model": {
-                "preset": None if config.model.from_pretrained else config.model.preset,
-                "base_model": config.model.from_pretrained,
+                **model_facts,
                 "parameters": model.num_parameters(),
                 "parameters_embedding": model.num_parameters() - model.num_parameters(exclude_embeddings=True),
-                "flops_per_token": flops_per_token(model, config.data.block_size),
+                "parameters_trained": model.num_parameters(only_trainable=True),
+                "flops_per_token": flops_per_token(model, context_length),
             },
             "data": {
                 "sources": [source.path for source in config.data.sources],
@@ -146,7 +153,7 @@ class Run:
                 "validation_bytes": prepared.validation_bytes,
             },
         }
-        if prepared.xz_bits_per_byte is not None:
+        if getattr(prepared, "xz_bits_per_byte", None) is not None:
             self.receipt["baselines"] = {"xz -9e": {"bits_per_byte": prepared.xz_bits_per_byte}}
         if self.main:
             self.save_receipt()
@@ -161,12 +168,13 @@ class Run:
             self.folder,
         )
 
-    def finish(self, trainer: Any, figures: dict[str, float]) -> None:
+    def finish(self, trainer: Any, figures: dict[str, float], before: dict[str, float] | None = None) -> None:
         """Save the model with its tokenizer, the receipt, the card, the curves and the report.
 
         Args:
             trainer: The trainer; every process calls, the first one writes.
             figures: The run's final figures.
+            before: The same figures before training, where they were taken.
         """
         trainer.save_model(str(self.folder))
         if not self.main:
@@ -176,6 +184,9 @@ class Run:
 
         # Trainer's pickled arguments say nothing that config.yaml does not, and a pickle is no file to pass on.
         (self.folder / "training_args.bin").unlink(missing_ok=True)
+        if before:
+            baselines = self.receipt.get("baselines", {}) | {"before training": before}
+            self.receipt["baselines"] = baselines
         self.receipt |= {
             "status": "finished",
             "duration_s": round(time.perf_counter() - self._begin, 1),
