@@ -24,6 +24,7 @@ from .model import (
     GPTModel,
 )
 from .presets import preset
+from .saving import refuse_what_would_not_load
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ AutoModelForSequenceClassification.register(GPTConfig, GPTForSequenceClassificat
 AutoModelForTokenClassification.register(GPTConfig, GPTForTokenClassification)
 read_foreign_checkpoints()
 register_with_peft()
+refuse_what_would_not_load()
 
 __all__ = [
     "GPTConfig",

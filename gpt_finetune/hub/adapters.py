@@ -1,17 +1,22 @@
-"""An adapter's folder says on which model it stands: by its Hub id, its commit and its number of labels."""
+"""An adapter says on which model it stands: by its Hub id, its commit and its number of labels."""
 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt_finetune.errors import InputError
 from gpt_finetune.hub.outcomes import patiently
 from gpt_finetune.report.heads import Head, find_peft_head, quote
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BASE = "gpt_finetune.json"  # beside PEFT's own file, which has no place for labels and warns of keys it does not know
 LABELLED = ("SEQ_CLS", "TOKEN_CLS")
 
 
@@ -24,8 +29,7 @@ class Adapter:
         commit: Its commit, so that the adapter means the same when the base's main branch has moved.
         num_labels: Of a classifier.
         head: The head that it adapts.
-        record: `adapter_config.json` with all that; PEFT loads the base at `revision`. It has no place for num_labels,
-            and warns of keys that it does not know: the card says it.
+        record: `adapter_config.json` as it is pushed; PEFT loads the base at its `revision`.
     """
 
     base: str
@@ -33,6 +37,12 @@ class Adapter:
     num_labels: int | None
     head: Head
     record: dict[str, Any]
+
+    @property
+    def files(self) -> dict[str, dict[str, Any]]:
+        """The JSON files that say all this, by name."""
+        base = {"base_model": self.base, "revision": self.commit, "task_type": self.head.peft}
+        return {ADAPTER_CONFIG: self.record, BASE: base | {"num_labels": self.num_labels}}
 
     def snippet(self, path: str, prompt: str) -> str:
         """Return Python code that loads base and adapter, without this package."""
@@ -53,9 +63,9 @@ def read_adapter(folder: Path) -> Adapter | None:
     """Read an adapter's folder and pin its base to the commit of today; None where there is no adapter.
 
     Raises:
-        InputError: There is no base, or it is not on the Hub.
+        InputError: There is no base, it is not on the Hub, or the account may not read it.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, hf_hub_url
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     path = folder / ADAPTER_CONFIG
@@ -78,8 +88,44 @@ def read_adapter(folder: Path) -> Adapter | None:
         known = "Give LoraConfig(task_type=…), such as CAUSAL_LM"
         raise InputError(f"{ADAPTER_CONFIG}: task_type", record.get("task_type"), "it says not what to load", known)
     info = patiently(lambda: HfApi().model_info(base, revision=record.get("revision")), base)
+    url = hf_hub_url(base, "config.json", revision=info.sha)
+    try:  # whoever has no access to a gated model may yet see its page
+        patiently(lambda: HfApi().get_hf_file_metadata(url=url), base)
+    except InputError as error:
+        raise InputError(field, base, error.problem, error.remedy) from None
     labels = _count_labels(folder / ADAPTER_WEIGHTS) if record["task_type"] in LABELLED else None
     return Adapter(base, str(info.sha), labels, head, record | {"revision": info.sha})
+
+
+def load_adapter(path: str | Path, revision: str | None = None) -> PeftModel:
+    """Load a pushed adapter on its base, at the commit and with the number of labels that it was trained with.
+
+    Args:
+        path: The adapter's Hub id, or a folder that it was downloaded to.
+        revision: Branch, tag or commit of the adapter.
+
+    Raises:
+        InputError: It does not say what it stands on.
+    """
+    import transformers
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+    from peft import PeftModel
+
+    def download() -> dict[str, Any]:
+        with suppress(EntryNotFoundError):
+            return read_json(Path(hf_hub_download(str(path), BASE, revision=revision)))
+        return {}
+
+    base = read_json(Path(path) / BASE) if Path(path).is_dir() else patiently(download, str(path))
+    head = find_peft_head(base.get("task_type"))
+    if head is None:
+        remedy = "Load its base with from_pretrained and the adapter with PeftModel; what recipes/push.py sends has it"
+        raise InputError("path", str(path), f"{BASE}, which says what it stands on, is not there", remedy)
+    labels = {"num_labels": base["num_labels"]} if base["num_labels"] else {}
+    auto = getattr(transformers, head.auto)
+    model = auto.from_pretrained(base["base_model"], revision=base["revision"], **labels)
+    return PeftModel.from_pretrained(model, str(path), revision=revision)
 
 
 def _count_labels(path: Path) -> int | None:

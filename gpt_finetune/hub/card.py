@@ -14,7 +14,7 @@ from gpt_finetune.errors import InputError
 from gpt_finetune.report import Run, read_run, summary, write_curves
 from gpt_finetune.report.folder import number
 from gpt_finetune.report.heads import LANGUAGE_MODEL, Head, find_head, load_snippet, quote
-from gpt_finetune.report.page import facts, samples_by_step
+from gpt_finetune.report.page import facts, questions, samples_by_step
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -192,6 +192,9 @@ def _body(run: Run, head: Head) -> str:
         ledger=summary.ledger(run),
         step=step,
         samples=samples[:2],
+        changes=summary.changes(run),
+        forgetting=summary.forgetting(run),
+        questions=questions(run)[:2],
         facts=facts(run),
     )
 

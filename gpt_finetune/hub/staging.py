@@ -14,7 +14,7 @@ from typing import Any
 
 from gpt_finetune.conversion.exporting import VOCABULARY_FILES
 from gpt_finetune.errors import InputError
-from gpt_finetune.hub.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, read_adapter, read_json
+from gpt_finetune.hub.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, Adapter, read_adapter, read_json
 from gpt_finetune.hub.card import CARD, card_to_push
 from gpt_finetune.hub.travel import travelling_code
 from gpt_finetune.report.heads import Head, find_head
@@ -28,6 +28,7 @@ MODEL = (
     "*.safetensors.index.json",
     "*.gguf",
     ADAPTER_CONFIG,
+    BASE,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -103,10 +104,9 @@ def staged(folder: str | Path, repo_id: str, license: str | None = None) -> Iter
         staging = Staged(target, head, adapter, bool(config.get("auto_map")), notes)
         for name in chosen:
             _stage(source, name, staging)
-        if adapter:
-            (target / ADAPTER_CONFIG).unlink()
-            text = json.dumps(adapter.record, indent=2, sort_keys=True)
-            (target / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
+        for name, content in (adapter.files if adapter else {}).items():
+            (target / name).unlink(missing_ok=True)
+            (target / name).write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
         card = card_to_push(source, repo_id, license=license, head=head, adapter=adapter, native=not code)
         (target / CARD).unlink(missing_ok=True)
         (target / CARD).write_text(redact(card), encoding="utf-8")

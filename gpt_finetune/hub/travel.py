@@ -14,6 +14,12 @@ from gpt_finetune.errors import InputError
 # Whoever loads a model has these; any other import makes loading fail where the package is missing.
 EVERYWHERE = {"huggingface_hub", "numpy", "safetensors", "tokenizers", "torch", "transformers"}
 
+OURS = (
+    "Put the file beside copies of those in gpt_finetune/model, and write `from .modeling_gpt import name`; or set "
+    "_auto_class = None in your class, which saves the weights without its code"
+)
+REMEDIES = {"gpt_finetune": OURS}
+
 
 def travelling_code(folder: Path, config: dict[str, Any]) -> set[str]:
     """Return the names of the code files that `auto_map` names, with all that they import.
@@ -26,8 +32,34 @@ def travelling_code(folder: Path, config: dict[str, Any]) -> set[str]:
         InputError: A file is missing, is no Python, or imports what does not travel.
     """
     named = {value.split(".")[0] for value in (config.get("auto_map") or {}).values() if "--" not in value}
+    return _follow(folder, [(name, "config.json: auto_map") for name in sorted(named)])
+
+
+def check_class(saved: type) -> None:
+    """Refuse a model's or configuration's class whose file, which is saved with it, would not load elsewhere.
+
+    A class that is not to be saved (`_auto_class = None`), or that no file holds, is none of our business.
+
+    Args:
+        saved: The class.
+
+    Raises:
+        InputError: The file, or a sibling that it imports, is missing or imports what does not travel.
+    """
+    written = written_class(saved)
+    file = getattr(sys.modules.get(written.__module__), "__file__", None)
+    if saved._auto_class is not None and written.__module__ != "__main__" and file:  # type: ignore[attr-defined]
+        _follow(Path(file).parent, [(Path(file).stem, written.__name__)])
+
+
+def written_class(made: type) -> type:
+    """Return the class that somebody wrote: FSDP puts one of its own, which torch makes, over a model's."""
+    return next(kind for kind in made.__mro__ if not kind.__module__.startswith("torch."))
+
+
+def _follow(folder: Path, waiting: list[tuple[str, str]]) -> set[str]:
+    """Check code files, given with what asks for each, and the siblings that they import; returns all their names."""
     found: set[str] = set()
-    waiting = [(name, "config.json: auto_map") for name in sorted(named)]
     while waiting:
         name, asked_by = waiting.pop()
         path = folder / f"{name}.py"
@@ -61,5 +93,5 @@ def _check_imports(path: Path) -> None:
     for package in get_imports(path):
         if package not in EVERYWHERE | sys.stdlib_module_names:
             problem = "loading fails wherever this package is not installed"
-            remedy = "Import it inside try/except, or do without it"
+            remedy = REMEDIES.get(package, "Import it inside try/except, or do without it")
             raise InputError(f"{path.name}: import", package, problem, remedy)

@@ -337,17 +337,18 @@ class GPTSinkAttention(GPTAttention):
     def __init__(self, config: GPTConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.sinks = nn.Parameter(torch.empty(config.num_attention_heads))
+        # asked in vain now rather than at the first token
+        self.choose(ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward))
 
     def choose(self, attend: Callable[..., Any]) -> Callable[..., Any]:
-        """Return what computes attention; not every function knows of sinks, and none may leave them out."""
+        """Return what computes attention with the sinks; not every function knows of them, and none may leave them out.
+
+        They are bound here, for vLLM looks at how `forward` calls: it then gets as far as this error.
+        """
         if attend not in WITH_SINKS:
             name = self.config._attn_implementation
             raise ValueError(f"attn_implementation={name!r} has no attention sinks: use eager, sdpa or flex_attention")
-        return WITH_SINKS[attend]
-
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Mix tokens as `GPTAttention` does, with the sinks."""
-        return super().forward(*args, s_aux=self.sinks, **kwargs)
+        return functools.partial(WITH_SINKS[attend], s_aux=self.sinks)
 
 
 class GPTCrossAttention(GPTAttention):

@@ -41,6 +41,7 @@ _LIBRARY_KEYS = frozenset(
         "output_attentions",
         "partial_rotary_factor",
         "per_layer_config",
+        "pretraining_tp",
         "quantization_config",
         "rope_scaling",
         "rope_theta",
@@ -49,6 +50,7 @@ _LIBRARY_KEYS = frozenset(
         "tie_last_hidden_states",
         "tokenizer_class",
         "torch_dtype",
+        "transformers_weights",
     }
 )
 
@@ -269,14 +271,18 @@ class GPTConfig(PreTrainedConfig):
             )
             self.rope_parameters = None
 
-    def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save, unless an attribute was set that is no field: `config.json` would not load with it."""
+        self._refuse_unknown(self.to_diff_dict())
+        super().save_pretrained(*args, **kwargs)
+
+    def _refuse_unknown(self, values: dict[str, Any]) -> None:
         generation_keys = GenerationConfig._get_default_generation_params().keys()
-        unknown = kwargs.keys() - _LIBRARY_KEYS - generation_keys
         known = [*self.__dataclass_fields__, *self.attribute_map]
-        for name in sorted(unknown):
+        for name in sorted(values.keys() - _LIBRARY_KEYS - generation_keys - set(known)):
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {self.attribute_map.get(close[0], close[0])}?" if close else "see GPTConfig's fields"
-            raise ValueError(f"{name}={kwargs[name]!r}: there is no such field; {hint}")
+            raise ValueError(f"{name}={values[name]!r}: there is no such field; {hint}")
 
     def validate_architecture(self) -> None:
         """Check fields against each other (called by `@strict` on construction and on saving)."""

@@ -50,3 +50,33 @@ def test_vllm(save, without_us, name, tmp_path):
             logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
         assert ids == logits.argmax(-1).tolist()
         assert log_probabilities == pytest.approx(logits.amax(-1).tolist(), abs=1e-5)
+
+
+REFUSED = """
+from vllm import LLM
+try:
+    LLM(
+        sys.argv[1],
+        trust_remote_code=True,
+        model_impl="transformers",
+        dtype="float32",
+        max_model_len=64,
+        enforce_eager=True,
+    )
+except Exception as error:
+    chain = error
+    while chain is not None:
+        print(chain)
+        chain = chain.__cause__ or chain.__context__
+"""
+
+
+def test_vllm_and_sinks(save, without_us, tmp_path):
+    """A model with attention sinks, as gpt-oss has: refused in one line that names them, before it serves anything
+
+    Another server: transformers' own attention knows sinks.
+    """
+    folder = save("gpt-oss", hidden_size=256)
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    said = without_us(REFUSED, folder, environment="vllm", **settings)
+    assert "attn_implementation='vllm' has no attention sinks: use eager, sdpa or flex_attention" in said

@@ -46,6 +46,18 @@ def push_to_hub(folder: str, repo_id: str, **options: Any) -> str:
     return str(AutoTokenizer.from_pretrained(folder).push_to_hub(repo_id, **options).oid)
 
 
+def load_adapter(path: str, ids: list[int], **options: Any) -> dict[str, Any]:
+    """Load an adapter on its base; returns its first logits for some tokens, and its number of labels."""
+    import torch
+
+    from gpt_finetune.hub import load_adapter as load
+
+    model = load(path, **options).eval()
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids])).logits
+    return {"logits": logits.flatten()[:4].tolist(), "num_labels": model.config.num_labels}
+
+
 def api(method: str, *words: str, **options: Any) -> str:
     """Call anything of HfApi."""
     from huggingface_hub import HfApi

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from hub.loopback import OTHER, WRITE, Fault
 from huggingface_hub import ModelCard
 
@@ -171,7 +172,48 @@ def test_an_adapter_pins_its_base(head, hub, lfs, save, repo_id, tmp_path):
     files = {path: hub.objects.get(file.oid) for path, file in repo.commits[repo.branches["main"]].items()}
     record = json.loads(files["adapter_config.json"])
     assert (record["base_model_name_or_path"], record["revision"]) == (base, commit)
+    labels = 4 if task == "SEQ_CLS" else None
+    said = {"base_model": base, "revision": commit, "task_type": task, "num_labels": labels}
+    assert json.loads(files["gpt_finetune.json"]) == said
+    ids = list(range(2, 12))
+    with torch.no_grad():
+        expected = adapted.eval()(input_ids=torch.tensor([ids])).logits.flatten()[:4]
+    loaded = lfs("load_adapter", repo_id, ids=ids)["value"]
+    assert loaded["num_labels"] == (labels or 3)  # its own, or the base's
+    assert loaded["logits"] == pytest.approx(expected.tolist(), abs=1e-6)
     card = ModelCard(files["README.md"].decode())
     assert (card.data.base_model, card.data.library_name) == (base, "peft")
     assert commit in card.text
     assert ("num_labels=4" in card.text) == (task == "SEQ_CLS")
+
+
+@pytest.mark.slow
+def test_an_adapter_of_a_gated_base(hub, lfs, save, repo_id, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    from gpt_finetune import GPTForCausalLM
+
+    base = f"{repo_id}-base"
+    lfs("push", folder=str(save()), repo_id=base)
+    hub.repos[base].gated = True
+    model = GPTForCausalLM.from_pretrained(save())
+    model.name_or_path = model.config._name_or_path = base
+    get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2)).save_pretrained(tmp_path / "adapter")
+
+    theirs = repo_id.replace("alice", "bob")
+    refused = lfs("push", folder=str(tmp_path / "adapter"), repo_id=theirs, token=OTHER)
+    assert refused["error"] == "InputError"
+    named = f"adapter_config.json: base_model_name_or_path = '{base}': this repository is gated, and the account has no"
+    assert refused["message"].startswith(named)
+    assert "Ask for access on its page" in refused["message"]
+    assert theirs not in hub.repos  # nothing was sent
+    done = lfs("push", folder=str(tmp_path / "adapter"), repo_id=repo_id, verified=True)
+    assert done["value"]["difference"] == 0
+    assert "HTTP" not in json.dumps(lfs("load_adapter", repo_id, ids=[2, 3])["value"])
+
+
+def test_what_is_no_pushed_adapter_is_not_loaded(hub, lfs, folder, repo_id):
+    lfs("push", folder=str(folder), repo_id=repo_id)
+    for path in (repo_id, str(folder)):
+        message = lfs("load_adapter", path, ids=[2])["message"]
+        assert message.startswith(f"path = '{path}': gpt_finetune.json, which says what it stands on, is not there")
