@@ -53,7 +53,8 @@ def architecture(config: ModelConfig, block_size: int, vocab_size: int, **specia
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     fields = {"vocab_size": vocab_size, **ids, **special_ids, **config.overrides}
     try:
-        resolved = _read(config.from_pretrained) if config.from_pretrained else preset(config.preset, **fields)
+        path = config.from_pretrained
+        resolved = read_architecture(path) if path else preset(config.preset, **fields)
     except InputError as error:
         if error.field == "preset":
             raise InputError("model.preset", config.preset, error.problem, error.remedy) from None
@@ -63,13 +64,7 @@ def architecture(config: ModelConfig, block_size: int, vocab_size: int, **specia
         remedy = "Mend model.overrides or choose another preset"
         raise InputError("model", config.overrides or config.preset, str(cause), remedy) from None
 
-    if block_size > resolved.max_position_embeddings:
-        raise InputError(
-            "data.block_size",
-            block_size,
-            f"the model has only {resolved.max_position_embeddings} positions",
-            f"Lower it, or set model.overrides.max_position_embeddings={block_size}",
-        )
+    require_positions(resolved, "data.block_size", block_size)
     if resolved.vocab_size < vocab_size:
         field_name = "model.from_pretrained" if config.from_pretrained else "model.overrides.vocab_size"
         remedy = (
@@ -78,6 +73,38 @@ def architecture(config: ModelConfig, block_size: int, vocab_size: int, **specia
         problem = f"the model has {resolved.vocab_size} tokens, the tokenizer {vocab_size}"
         raise InputError(field_name, config.from_pretrained or resolved.vocab_size, problem, remedy)
     return resolved
+
+
+def read_architecture(path: str) -> GPTConfig:
+    """Read the architecture of a checkpoint, without its weights.
+
+    Raises:
+        InputError: There is no checkpoint that we can read.
+    """
+    from gpt_finetune import GPTConfig
+
+    try:
+        return GPTConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        problem = str(error).splitlines()[0]
+        raise InputError("model.from_pretrained", path, problem, "Give a checkpoint folder or a Hub id") from None
+
+
+def require_positions(architecture: GPTConfig, field: str, length: int) -> None:
+    """Refuse rows that are longer than a model's positions.
+
+    Args:
+        architecture: The model's configuration.
+        field: The key that says how long rows are, as the user writes it.
+        length: Tokens a row.
+
+    Raises:
+        InputError: They are.
+    """
+    positions = architecture.max_position_embeddings
+    if length > positions:
+        remedy = f"Lower it to {positions}, or take a model with more"
+        raise InputError(field, length, f"the model has only {positions} positions", remedy)
 
 
 def build_model(config: ModelConfig, block_size: int, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -97,13 +124,3 @@ def build_model(config: ModelConfig, block_size: int, tokenizer: PreTrainedToken
     if config.from_pretrained:
         return GPTForCausalLM.from_pretrained(config.from_pretrained, dtype="float32", **backend)
     return GPTForCausalLM._from_config(resolved, **backend)
-
-
-def _read(path: str) -> GPTConfig:
-    from gpt_finetune import GPTConfig
-
-    try:
-        return GPTConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        problem = str(error).splitlines()[0]
-        raise InputError("model.from_pretrained", path, problem, "Give a checkpoint folder or a Hub id") from None

@@ -153,8 +153,12 @@ def _active(parameters: dict[str, int], config: PreTrainedConfig) -> int:
 
 
 def flops_per_token(model: PreTrainedModel, context_length: int) -> int:
-    """Return the floating-point operations of one token's forward and backward pass, which costs twice as much."""
-    return 3 * forward_flops(model, context_length)
+    """Return the floating-point operations of one token's forward and backward pass.
+
+    The backward pass costs twice as much: gradients of what went in, and of the weights. A frozen weight has none; what
+    goes into the layers below the first trained one needs none either, but is counted.
+    """
+    return 3 * forward_flops(model, context_length) - 2 * _multiplied(model, frozen=True)
 
 
 def forward_flops(model: PreTrainedModel, context_length: int) -> int:
@@ -167,15 +171,18 @@ def forward_flops(model: PreTrainedModel, context_length: int) -> int:
     return 2 * _multiplied(model) + _attention_flops(model.config, context_length)
 
 
-def _multiplied(model: nn.Module, all_experts: bool = False) -> int:
-    """Count the weights of matrix products."""
+def _multiplied(model: nn.Module, all_experts: bool = False, frozen: bool = False) -> int:
+    """Count the weights of matrix products, or only those that are not trained."""
     weights = 0
     for module in model.modules():
         if isinstance(module, nn.Linear | GPTRouter):
-            weights += module.weight.numel()
+            # by its sizes where it has them: a quantised weight packs several numbers into one
+            size = module.in_features * module.out_features if isinstance(module, nn.Linear) else module.weight.numel()
+            weights += size * (not (frozen and module.weight.requires_grad))
         elif isinstance(module, GPTExperts):
             taken = module.num_experts if all_experts else model.config.num_experts_per_tok
-            weights += (module.gate_up_proj.numel() + module.down_proj.numel()) * taken // module.num_experts
+            stacks = [p for p in (module.gate_up_proj, module.down_proj) if not (frozen and p.requires_grad)]
+            weights += sum(stack.numel() for stack in stacks) * taken // module.num_experts
     return weights
 
 
@@ -205,6 +212,21 @@ def cached_numbers(config: PreTrainedConfig, context_length: int) -> int:
 def estimate_activations(config: PreTrainedConfig, width: int, stream_width: int, checkpointing: bool = False) -> int:
     """Estimate the bytes that a token's forward pass leaves for the backward pass.
 
+    Args:
+        config: The architecture.
+        width: Bytes of a computed number.
+        stream_width: Bytes of a number in the residual stream.
+        checkpointing: Layers keep their input only, and are computed again one by one.
+    """
+    layer, head = activations_by_part(config, width, stream_width)
+    if checkpointing:
+        return config.num_hidden_layers * config.hidden_size * stream_width + layer + head
+    return config.num_hidden_layers * layer + head
+
+
+def activations_by_part(config: PreTrainedConfig, width: int, stream_width: int) -> tuple[int, int]:
+    """Estimate the bytes that a token's forward pass leaves in one layer, and at the end of the model.
+
     A layer keeps the inputs and outputs of its two norms, queries, keys, values and what attention made of them (a
     fused kernel's; the plain one keeps all scores too), and the MLP's inner values. At the end come the logits, the
     logarithms of their softmax and the gradient, both in float32. Dropout's masks and what an allocator wastes are not
@@ -214,7 +236,6 @@ def estimate_activations(config: PreTrainedConfig, width: int, stream_width: int
         config: The architecture.
         width: Bytes of a computed number.
         stream_width: Bytes of a number in the residual stream.
-        checkpointing: Layers keep their input only, and are computed again one by one.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     heads = (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
@@ -228,9 +249,7 @@ def estimate_activations(config: PreTrainedConfig, width: int, stream_width: int
     if config.add_cross_attention:
         layer += hidden * stream_width + (hidden + attention) * width
     head = 2 * hidden * stream_width + config.vocab_size * (width + 8)
-    if checkpointing:
-        return config.num_hidden_layers * hidden * stream_width + layer + head
-    return config.num_hidden_layers * layer + head
+    return layer, head
 
 
 # --------------------------------------------------------------------------------------------------------- words
@@ -293,6 +312,7 @@ def _shape(config: PreTrainedConfig) -> dict[str, str]:
 
 __all__ = [
     "Costs",
+    "activations_by_part",
     "cached_numbers",
     "estimate",
     "estimate_activations",

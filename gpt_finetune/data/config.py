@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from gpt_finetune.errors import InputError
@@ -147,6 +148,10 @@ class DataConfig:
         validation: Where the held-out documents come from. Empty: they are split off the training documents.
         validation_fraction: Share of the training bytes to hold out, in whole documents, when `validation` is
             empty; 0 trains on everything.
+        watch: Other domains to evaluate on as well, by name, e.g. what the model knew before: how much is forgotten.
+            Their documents are never trained on.
+        watch_fraction: Share of the bytes of each watched domain to evaluate on, in whole documents. Chosen as
+            `validation_fraction` chooses: the same share and seed give what a run on these sources held out.
         deduplicate: Drop documents whose text has been seen before, across all sources; a training document that is
             also held out is dropped from training.
         block_size: Tokens per training row.
@@ -162,6 +167,8 @@ class DataConfig:
     sources: list[SourceConfig] = field(default_factory=lambda: [SourceConfig()])
     validation: list[SourceConfig] = field(default_factory=list)
     validation_fraction: float = 0.05
+    watch: dict[str, list[SourceConfig]] = field(default_factory=dict)
+    watch_fraction: float = 1.0
     deduplicate: bool = True
     block_size: int = 256
     streaming: bool = False
@@ -187,7 +194,18 @@ class DataConfig:
         """
         if not self.sources:
             raise InputError(f"{prefix}.sources", self.sources, "there is nothing to train on", "Name one source")
-        for key, sources in (("sources", self.sources), ("validation", self.validation)):
+        for name, sources in self.watch.items():
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or not sources:
+                problem = "a watched domain has a name of letters, digits, - and _, and at least one source"
+                raise InputError(f"{prefix}.watch", {name: sources}, problem, "Write {name: [{path: …}]}")
+        if self.watch and not self.holds_out:
+            problem = "it is evaluated beside the run's own held-out documents, and there are none"
+            raise InputError(f"{prefix}.watch", sorted(self.watch), problem, "Hold some out, or leave it out")
+        if not 0 < self.watch_fraction <= 1:
+            problem = "a share lies above 0 and is at most 1"
+            raise InputError(f"{prefix}.watch_fraction", self.watch_fraction, problem, "Give e.g. 0.05")
+        watched = ((f"watch.{name}", sources) for name, sources in self.watch.items())
+        for key, sources in (("sources", self.sources), ("validation", self.validation), *watched):
             for i, source in enumerate(sources):
                 source.validate(f"{prefix}.{key}[{i}]")
         if self.block_size < 2:

@@ -58,6 +58,10 @@ class Plan:
     fate: np.ndarray
     first: np.ndarray
 
+    def digests(self) -> list[bytes]:
+        """Return the digest of each document."""
+        return [self.digest[i : i + 16] for i in range(0, len(self.digest), 16)]
+
 
 @dataclass
 class Corpus:
@@ -67,11 +71,13 @@ class Corpus:
         held_out: Sources whose documents are all held out.
         training: Sources to train on.
         config: Split and packing options.
+        elsewhere: xxh3_128 digests of texts that are held out for another purpose: never trained on either.
     """
 
     held_out: list[Source]
     training: list[Source]
     config: DataConfig
+    elsewhere: frozenset[bytes] = frozenset()
 
     @property
     def sources(self) -> list[Source]:
@@ -114,6 +120,9 @@ class Corpus:
         if self.config.deduplicate:
             plan.fate[plan.first != index] = Fate.DUPLICATE
         plan.fate[np.array(empty, bool)] = Fate.EMPTY
+        if self.elsewhere:
+            taken = np.array([digest in self.elsewhere for digest in plan.digests()])
+            plan.fate[taken & (plan.source >= len(self.held_out)) & (plan.fate == Fate.TRAIN)] = Fate.DUPLICATE
         if self.held_out:
             plan.fate[(plan.source < len(self.held_out)) & (plan.fate == Fate.TRAIN)] = Fate.VALIDATION
             leaked = (plan.fate == Fate.TRAIN) & (plan.source[plan.first] < len(self.held_out))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpt_finetune.data.config import SourceConfig
-from gpt_finetune.data.readers import Document, column_index, text_of
+from gpt_finetune.data.readers import Document, Record, column_index, document_of
 from gpt_finetune.errors import InputError
 
 ROWS = 256  # rows read at a time
@@ -49,16 +49,22 @@ def hub_documents(dataset: Any, config: SourceConfig, key: str) -> Iterator[Docu
     Raises:
         InputError: The column is missing, or a row of it is not text.
     """
-    column, number = config.text_column, 0
+    column = config.text_column
     if column in (dataset.column_names or []):  # a streamed data set may not know its columns before it is read
         dataset = dataset.select_columns([column])
+    for record in hub_records(dataset, config):
+        column_index(column, list(record.value), f"{key}.text_column")
+        yield document_of(record, column)
+
+
+def hub_records(dataset: Any, config: SourceConfig) -> Iterator[Record]:
+    """Read every row of a loaded data set."""
+    number = 0
     # By batches: row by row, a streamed data set notices dataloader workers and gives each a part of its own choice.
     for batch in dataset.iter(batch_size=ROWS):
-        column_index(column, list(batch), f"{key}.text_column")
-        for value in batch[column]:
+        for row in zip(*batch.values(), strict=True):
             number += 1
-            origin = f"{config.path}:{number}"
-            yield Document(text_of(value, origin, column), origin)
+            yield Record(dict(zip(batch, row, strict=True)), config.path, f":{number}")
 
 
 def hub_fingerprint(dataset: Any, config: SourceConfig) -> str:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from gpt_finetune.data.cache import Cache, fingerprint
 from gpt_finetune.data.config import DataConfig, SourceConfig, TokenizerConfig
-from gpt_finetune.data.corpus import Corpus, Fate, open_streams, require_one_block
+from gpt_finetune.data.corpus import Corpus, Fate, Plan, open_streams, require_one_block
 from gpt_finetune.data.ledger import Ledger
 from gpt_finetune.data.packing import MixedDataset, Row, collate
 from gpt_finetune.data.readers import Document
@@ -27,6 +28,19 @@ from gpt_finetune.errors import InputError
 logger = logging.getLogger(__name__)
 
 STREAM_SAMPLE = 10 << 20  # bytes of a stream's start that a tokenizer is trained on
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Held-out rows of a domain that a run does not aim at.
+
+    Args:
+        rows: To evaluate on.
+        tokens_per_byte: Targets, end tokens included, per UTF-8 byte of the text.
+    """
+
+    rows: MixedDataset
+    tokens_per_byte: float
 
 
 @dataclass
@@ -44,6 +58,7 @@ class PreparedData:
         fingerprint: Key of the rows: equal keys mean equal rows.
         cache_hit: Whether the packed corpus was found rather than made.
         collate: Stacks rows into a batch.
+        watched: Other domains to evaluate on, by name.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -55,6 +70,7 @@ class PreparedData:
     fingerprint: str
     cache_hit: bool
     collate: Callable[[list[Row]], Row] = collate
+    watched: dict[str, Watched] = field(default_factory=dict)
 
     @property
     def train_bytes(self) -> int:
@@ -109,11 +125,14 @@ class _Room:
     def pack(self) -> PreparedData:
         """Write every row to disk."""
         data = self.data
-        corpus = Corpus(self._open("validation"), self._open("sources"), data)
+        domains = self._watched_domains()
+        corpus = Corpus(self._open("validation"), self._open("sources"), data, _elsewhere(domains))
+        aside = {"elsewhere": sorted(digest.hex() for digest in corpus.elsewhere)} if domains else {}
         content = fingerprint(
             sources=[[asdict(source.config), source.fingerprint()] for source in corpus.training],
             validation=[[asdict(source.config), source.fingerprint()] for source in corpus.held_out],
             split=[data.validation_fraction, data.deduplicate, data.seed],
+            **aside,
         )
         plan = cache(corpus.plan)  # read only where the cache has no answer
         tokenizer, encoder = self._tokenizer(
@@ -132,23 +151,26 @@ class _Room:
             xz_bits_per_byte=made["xz_bits_per_byte"],
             fingerprint=key,
             cache_hit=hit,
+            watched=self._watch(domains, encoder),
         )
 
     def stream(self) -> PreparedData:
         """Write the held-out rows only; the rest is packed as it is read."""
         data = self.data
-        sources = self._open("sources")
+        sources, domains = self._open("sources"), self._watched_domains()
+        elsewhere = _elsewhere(domains)
         if data.validation:
             held_out = Corpus(self._open("validation"), [], data)
         else:
             first = [
-                seen.document for seen in islice(DocumentStream(sources, data).training(), data.validation_documents)
+                seen.document
+                for seen in islice(DocumentStream(sources, data, elsewhere).training(), data.validation_documents)
             ]
             origin = SourceConfig(path=f"the first {len(first)} documents of the stream")
             held_out = Corpus([Source(origin, partial(iter, first), str)] if first else [], [], data)
         plan = held_out.plan() if held_out.sources else None
-        digests = [plan.digest[i : i + 16] for i in range(0, len(plan.digest), 16)] if plan else []
-        stream = DocumentStream(sources, data, frozenset(digests))
+        digests = plan.digests() if plan else []
+        stream = DocumentStream(sources, data, frozenset(digests) | elsewhere)
 
         limit = STREAM_SAMPLE if self.tokenizer.path is None else STREAM_SAMPLE // 10
         sample, size = _take(stream, limit)
@@ -183,7 +205,41 @@ class _Room:
             xz_bits_per_byte=made["xz_bits_per_byte"],
             fingerprint=fingerprint(options=options, tokenizer=encoder.fingerprint, sample=fingerprint(texts=texts)),
             cache_hit=hit,
+            watched=self._watch(domains, encoder),
         )
+
+    def _watched_domains(self) -> dict[str, tuple[Corpus, Plan]]:
+        """Read the watched domains and decide which of their documents to evaluate on; the others are left aside."""
+        share, found = self.data.watch_fraction, {}
+        for name, configs in self.data.watch.items():
+            sources = [open_source(c, f"data.watch.{name}[{i}]") for i, c in enumerate(configs)]
+            everything = Corpus(sources, [], self.data)
+            split = Corpus([], sources, replace(self.data, validation_fraction=share)) if share < 1 else everything
+            try:
+                plan = split.plan()
+            except InputError as error:
+                field = "data.watch_fraction" if error.field == "data.validation_fraction" else f"data.watch.{name}"
+                raise InputError(
+                    field, error.value, error.problem, "Add documents, or leave the fraction out"
+                ) from None
+            plan.fate[plan.fate == Fate.TRAIN] = Fate.DUPLICATE
+            found[name] = everything, plan
+        return found
+
+    def _watch(self, domains: dict[str, tuple[Corpus, Plan]], encoder: CorpusEncoder) -> dict[str, Watched]:
+        """Write the rows of the watched domains."""
+        watched = {}
+        for name, (corpus, plan) in domains.items():
+            texts = sorted(digest.hex() for digest in _held_out(plan))
+            key = fingerprint(watched=texts, tokenizer=encoder.fingerprint, block_size=self.data.block_size)
+            write = partial(corpus.write, plan=plan, encoder=encoder)
+            folder, made, _ = self.cache.get_or_make("corpus", key, write)
+            account = Ledger.from_dict(made["ledger"]).total
+            rows = _validation(folder, made)
+            assert rows is not None, "a plan that holds nothing out is refused"
+            watched[name] = Watched(rows, account.tokens.validation / account.bytes.validation)
+            logger.info("watched: %s, %s documents, %s tokens", name, len(texts), f"{account.tokens.validation:,}")
+        return watched
 
     def _open(self, key: str) -> list[Source]:
         configs: list[SourceConfig] = getattr(self.data, key)
@@ -212,6 +268,15 @@ class _Room:
                 f"Set the model's vocab_size to {encoder.vocab_size} or more, or choose a smaller tokenizer",
             )
         return tokenizer, encoder
+
+
+def _held_out(plan: Plan) -> list[bytes]:
+    digests = plan.digests()
+    return [digests[index] for index in np.flatnonzero(plan.fate == Fate.VALIDATION)]
+
+
+def _elsewhere(domains: dict[str, tuple[Corpus, Plan]]) -> frozenset[bytes]:
+    return frozenset(digest for _, plan in domains.values() for digest in _held_out(plan))
 
 
 def _validation(folder: Path, made: dict[str, Any]) -> MixedDataset | None:

@@ -1,4 +1,4 @@
-"""Local files as documents: a table from suffix to reader. Bad input is named by file and row."""
+"""Local files as records, and as documents: a table from suffix to reader. Bad input is named by file and row."""
 
 from __future__ import annotations
 
@@ -21,6 +21,26 @@ PARQUET_ROWS = 1024  # rows read at a time
 
 
 @dataclass(frozen=True, slots=True)
+class Record:
+    """One row of a file or data set, as it stands there.
+
+    Args:
+        value: A dict of columns; or the bare value of a JSON row, or the text of a plain-text file.
+        file: The file, or the data set, that it stands in.
+        place: Where it stands in there: `:17` for a row, `#2` for a part of a plain text, nothing for a whole file.
+    """
+
+    value: Any
+    file: str
+    place: str = ""
+
+    @property
+    def origin(self) -> str:
+        """File and row, as error messages name them."""
+        return self.file + self.place
+
+
+@dataclass(frozen=True, slots=True)
 class Document:
     """One text.
 
@@ -34,54 +54,82 @@ class Document:
 
 
 def read_file(file: Path, config: SourceConfig) -> Iterator[Document]:
-    """Read one file's documents; the suffix names the format, and what no reader knows is plain text.
+    """Read one file's documents: the text column of its records.
 
     Raises:
         InputError: The file or one of its rows cannot be read as text.
+    """
+    for record in read_records(file, config, config.text_column):
+        yield document_of(record, config.text_column)
+
+
+def read_records(file: Path, config: SourceConfig, column: str | None = None) -> Iterator[Record]:
+    """Read one file's records; the suffix names the format, and what no reader knows is plain text.
+
+    Args:
+        file: The file.
+        config: Its encoding, and the separator of plain text.
+        column: The one column that is wanted, which must be there and hold text; None reads them all.
+
+    Raises:
+        InputError: The file or one of its rows cannot be read.
     """
     suffixes = [suffix.lower() for suffix in file.suffixes]
     if suffixes[-1:] == [".gz"]:
         suffixes.pop()
     reader = READERS.get(suffixes[-1] if suffixes else "", _read_text)
     try:
-        yield from reader(file, config)
+        yield from reader(file, config, column)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         _refuse(str(file), "", f"it is not a whole gzip file ({error})", "Compress it again, or drop the .gz")
     except OSError as error:
         _refuse(str(file), "", f"it cannot be read ({error.strerror or error})", "Check the file and its rights")
 
 
-def _read_text(file: Path, config: SourceConfig) -> Iterator[Document]:
+def document_of(record: Record, column: str) -> Document:
+    """Take the text out of a record, or a bare string as it is.
+
+    Raises:
+        InputError: The column is missing, or does not hold text.
+    """
+    value = record.value
+    if isinstance(value, dict):
+        column_index(column, list(value), record.origin)
+        value = value[column]
+    return Document(text_of(value, record.origin, column), record.origin)
+
+
+def _read_text(file: Path, config: SourceConfig, column: str | None) -> Iterator[Record]:
     if config.separator is None:
-        yield Document("".join(_text(file, config)), str(file))
+        yield Record("".join(_text(file, config)), str(file))
         return
     for number, text in enumerate(_split(_text(file, config), config.separator), start=1):
-        yield Document(text, f"{file}#{number}")
+        yield Record(text, str(file), f"#{number}")
 
 
-def _read_jsonl(file: Path, config: SourceConfig) -> Iterator[Document]:
+def _read_jsonl(file: Path, config: SourceConfig, column: str | None) -> Iterator[Record]:
     for number, line in enumerate(_split(_text(file, config), "\n"), start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            value = json.loads(line)
         except (ValueError, RecursionError) as error:
             _refuse(f"{file}:{number}", line, f"the row is not JSON ({error})", "Repair or remove the row")
-        yield _record(record, f"{file}:{number}", config)
+        yield Record(value, str(file), f":{number}")
 
 
-def _read_json(file: Path, config: SourceConfig) -> Iterator[Document]:
+def _read_json(file: Path, config: SourceConfig, column: str | None) -> Iterator[Record]:
     try:
-        records = json.loads("".join(_text(file, config)))
+        values = json.loads("".join(_text(file, config)))
     except json.JSONDecodeError as error:
         _refuse(f"{file}:{error.lineno}", "", f"the file is not JSON ({error})", "Repair it; jsonl has one row a line")
-    if not isinstance(records, list):
-        _refuse(str(file), type(records).__name__, "it is not a list", "Give a list of objects or of strings")
-    for number, record in enumerate(records, start=1):
-        yield _record(record, f"{file}:{number}", config)
+    if not isinstance(values, list):
+        _refuse(str(file), type(values).__name__, "it is not a list", "Give a list of objects or of strings")
+    for number, value in enumerate(values, start=1):
+        yield Record(value, str(file), f":{number}")
 
 
-def _read_csv(file: Path, config: SourceConfig) -> Iterator[Document]:
+def _read_csv(file: Path, config: SourceConfig, column: str | None) -> Iterator[Record]:
     # The standard limit of 131072 characters a field is made for tables, not for texts.
     csv.field_size_limit(2**31 - 1)
     lines = (line + "\n" for line in _split(_text(file, config), "\n"))
@@ -89,40 +137,42 @@ def _read_csv(file: Path, config: SourceConfig) -> Iterator[Document]:
     rows = csv.reader(lines, delimiter="\t" if ".tsv" in file.name.lower() else ",", strict=True)
     try:
         header = next((row for row in rows if row), [])
-        column = column_index(config.text_column, header, str(file))
+        if column is not None:
+            column_index(column, header, str(file))
         for row in rows:
             if row and len(row) != len(header):
                 problem = f"the row has {len(row)} fields, the header {len(header)}"
                 _refuse(f"{file}:{rows.line_num}", row, problem, "Put quotes around texts that hold a delimiter")
             if row:
-                yield Document(row[column], f"{file}:{rows.line_num}")
+                yield Record(dict(zip(header, row, strict=True)), str(file), f":{rows.line_num}")
     except csv.Error as error:
         _refuse(f"{file}:{rows.line_num}", "", f"the row is not CSV ({error})", "Check the quotes from this row up")
 
 
-def _read_parquet(file: Path, config: SourceConfig) -> Iterator[Document]:
+def _read_parquet(file: Path, config: SourceConfig, column: str | None) -> Iterator[Record]:
     import pyarrow as pa  # half a second of import that only this format needs
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(file) as parquet:
             columns = parquet.schema_arrow.names
-            kind = parquet.schema_arrow.field(column_index(config.text_column, columns, str(file))).type
-            if pa.types.is_dictionary(kind):
-                kind = kind.value_type
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                remedy = f"Set text_column; the columns are: {', '.join(columns)}"
-                _refuse(str(file), config.text_column, f"the column holds {kind}, not text", remedy)
+            if column is not None:
+                kind = parquet.schema_arrow.field(column_index(column, columns, str(file))).type
+                if pa.types.is_dictionary(kind):
+                    kind = kind.value_type
+                if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                    remedy = f"Set text_column; the columns are: {', '.join(columns)}"
+                    _refuse(str(file), column, f"the column holds {kind}, not text", remedy)
             number = 0
-            for batch in parquet.iter_batches(PARQUET_ROWS, columns=[config.text_column]):
-                for text in batch.column(0).to_pylist():
+            for batch in parquet.iter_batches(PARQUET_ROWS, columns=None if column is None else [column]):
+                for row in batch.to_pylist():
                     number += 1
-                    yield _record(text, f"{file}:{number}", config)
+                    yield Record(row, str(file), f":{number}")
     except (pa.ArrowException, UnicodeDecodeError) as error:
         _refuse(str(file), "", f"it is not a readable parquet file ({error})", "Write it again")
 
 
-READERS: dict[str, Callable[[Path, SourceConfig], Iterator[Document]]] = {
+READERS: dict[str, Callable[[Path, SourceConfig, str | None], Iterator[Record]]] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".json": _read_json,
@@ -160,14 +210,6 @@ def column_index(name: str, columns: list[str], field: str) -> int:
     near = difflib.get_close_matches(name, columns, n=1)
     hint = f"Set text_column; {repr(near[0]) + ' is close, ' if near else ''}the columns are: {', '.join(columns)}"
     raise InputError(field, name, "there is no such column", hint if columns else "Give rows with named columns")
-
-
-def _record(record: Any, origin: str, config: SourceConfig) -> Document:
-    """Take the text out of a JSON object, or a JSON string as it is."""
-    if isinstance(record, dict):
-        column_index(config.text_column, list(record), origin)
-        record = record[config.text_column]
-    return Document(text_of(record, origin, config.text_column), origin)
 
 
 def _text(file: Path, config: SourceConfig) -> Iterator[str]:

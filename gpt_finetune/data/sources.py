@@ -10,14 +10,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import xxhash
 
 from gpt_finetune.data.config import SourceConfig
 from gpt_finetune.data.embedded import embedded_python
-from gpt_finetune.data.hub import hub_documents, hub_fingerprint, load_hub
-from gpt_finetune.data.readers import Document, read_file
+from gpt_finetune.data.hub import hub_documents, hub_fingerprint, hub_records, load_hub
+from gpt_finetune.data.readers import Document, Record, read_file, read_records
 from gpt_finetune.errors import InputError, did_you_mean
+
+T = TypeVar("T")
 
 EMBEDDED: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {"embedded:python": embedded_python}
 
@@ -60,6 +63,23 @@ def open_source(config: SourceConfig, key: str, streaming: bool = False) -> Sour
     return Source(config, partial(_local_documents, files, config), partial(_local_fingerprint, root, files))
 
 
+def open_records(config: SourceConfig, key: str) -> Iterator[Record]:
+    """Find a source of rows with any columns, local files or a Hub data set, and read it row by row.
+
+    Args:
+        config: What to open; its text column is not looked at.
+        key: Dotted config key of the source, for error messages.
+
+    Raises:
+        InputError: Nothing is there, or it cannot be read.
+    """
+    if config.path.startswith("hub:"):
+        return hub_records(load_hub(config, key, streaming=False), config)
+    return _not_empty(
+        (record for file in _find_files(config.path, key)[1] for record in read_records(file, config)), config
+    )
+
+
 def utf8(document: Document) -> bytes:
     """Return the text as UTF-8.
 
@@ -91,11 +111,14 @@ def _embedded_fingerprint(path: str) -> str:
 
 
 def _local_documents(files: list[Path], config: SourceConfig) -> Iterator[Document]:
+    return _not_empty((document for file in files for document in read_file(file, config)), config)
+
+
+def _not_empty(items: Iterator[T], config: SourceConfig) -> Iterator[T]:
     count = 0
-    for file in files:
-        for document in read_file(file, config):
-            count += 1
-            yield document
+    for item in items:
+        count += 1
+        yield item
     if not count:
         raise InputError(config.path, "", "it holds no documents", "Give a source with at least one row")
 

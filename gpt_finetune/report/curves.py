@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt_finetune.report.folder import Run, number, read_run
-from gpt_finetune.report.summary import count
+from gpt_finetune.report.summary import PERCENT, count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,12 +64,17 @@ class Panel:
 PANELS = (
     Panel("loss", "Loss", "nats per token", tokens=True, noisy=True, legend=True),
     Panel("bits_per_byte", "Bits per byte", "bits per byte", baselines=True, tokens=True, noisy=True),
+    Panel("chrf", "chrF of the answers", "of 100", from_zero=True),
+    Panel("stop_rate", "Answers that the model ended", "share of the answers", from_zero=True),
     Panel("learning_rate", "Learning rate", tokens=True, from_zero=True),
     Panel("grad_norm", "Gradient norm", ratio=True, noisy=True),
     Panel("tokens_per_second", "Throughput", "tokens per second", from_zero=True, noisy=True),
     Panel("mfu", "Model FLOPs utilisation", "share of the ceiling", from_zero=True, noisy=True),
     Panel("peak_memory_mb", "Peak memory", "MB", from_zero=True),
 )
+
+
+WATCHED = "_bits_per_byte"  # how the keys of other data sets' curves end
 
 
 def write_curves(run_dir: Path) -> Path:
@@ -104,7 +109,9 @@ def write_curves(run_dir: Path) -> Path:
 
 def panels_of(run: Run) -> list[Panel]:
     """Return the panels for which the run has something to show that no other panel shows."""
-    shown = [panel for panel in PANELS if any(run.series(panel.key, split)[0] for split in ("train", "eval"))]
+    watched = sorted({key for record in run.metrics for key in record if key.endswith(WATCHED)})
+    panels = [*PANELS, *(Panel(key, f"Watched: {key.removesuffix(WATCHED)}", "bits per byte") for key in watched)]
+    shown = [panel for panel in panels if any(run.series(panel.key, split)[0] for split in ("train", "eval"))]
     return [panel for panel in shown if panel.key != "mfu" or _mfu_per_token_rate(run) is None]
 
 
@@ -139,7 +146,7 @@ def draw(axis: Axes, panel: Panel, run: Run) -> None:
     axis.set_title(panel.title, loc="left", fontsize=11, fontweight="bold", color=COLOURS["ink"])
     axis.set_ylabel(panel.unit)
     axis.set_xlabel("step")
-    axis.yaxis.set_major_formatter(FuncFormatter(_percent if panel.key == "mfu" else _tick))
+    axis.yaxis.set_major_formatter(FuncFormatter(_percent if panel.key in PERCENT else _tick))
     axis.xaxis.set_major_formatter(FuncFormatter(_tick))
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axis.margins(x=0.02)

@@ -14,6 +14,20 @@ from gpt_finetune.errors import InputError
 from gpt_finetune.report.redaction import HIDDEN, names_secret, redact, redact_tokens, visible
 
 Record = dict[str, Any]
+BEFORE = "before training"  # the baseline that is the model itself
+# figure -> the key of an evaluation's line in metrics.jsonl
+_EVALUATED = {
+    "eval_loss": "loss",
+    "perplexity": "perplexity",
+    "bits_per_byte": "bits_per_byte",
+    "exact_match": "exact_match",
+    "bleu": "bleu",
+    "chrf": "chrf",
+    "rougeL": "rougeL",
+    "token_f1": "token_f1",
+    "stop_rate": "stop_rate",
+    "answer_tokens": "answer_tokens",
+}
 
 
 @dataclass(frozen=True)
@@ -26,6 +40,7 @@ class Run:
         metrics: ``metrics.jsonl`` by step; of two records with one step and split, the later one's values hold
             (a resumed run repeats the steps since its checkpoint).
         samples: ``samples.jsonl`` by step.
+        answers: ``answers.jsonl`` by step.
         config: ``config.yaml`` as text.
         notes: What could not be read, for the reader's eyes.
     """
@@ -34,6 +49,7 @@ class Run:
     record: Record = field(default_factory=dict)
     metrics: list[Record] = field(default_factory=list)
     samples: list[Record] = field(default_factory=list)
+    answers: list[Record] = field(default_factory=list)
     config: str = ""
     notes: list[str] = field(default_factory=list)
 
@@ -70,7 +86,7 @@ class Run:
     def figures(self) -> dict[str, float]:
         """The final figures: those of ``run.json``; for a run cut short, what its metrics last said."""
         derived: dict[str, float | None] = {}
-        for name, key in {"eval_loss": "loss", "perplexity": "perplexity", "bits_per_byte": "bits_per_byte"}.items():
+        for name, key in _EVALUATED.items():
             derived[name] = next(reversed(self.series(key, "eval")[1]), None)
         summaries: dict[str, Callable[[list[float]], float]] = {
             "tokens_per_second": statistics.median,
@@ -92,6 +108,14 @@ class Run:
             if isinstance(figures, dict)
         }
 
+    @property
+    def before(self) -> dict[str, float]:
+        """The figures of the evaluation before the first step; empty where there was none."""
+        rows = [row for row in self.metrics if row["step"] == 0 and row["split"] == "eval"]
+        found = {name: number(row.get(key)) for row in rows for name, key in _EVALUATED.items()}
+        told = {name: value for name, value in self.baselines.get(BEFORE, {}).items() if name in _EVALUATED}
+        return {name: value for name, value in found.items() if value is not None} or told
+
     def last(self, key: str) -> float | None:
         """Return the last value of a metric, of either split."""
         return next(
@@ -103,7 +127,8 @@ def read_run(run_dir: Path) -> Run:
     """Read a run's folder.
 
     Args:
-        run_dir: The folder that a recipe wrote: ``run.json``, ``metrics.jsonl``, ``samples.jsonl``, ``config.yaml``.
+        run_dir: The folder that a recipe wrote: ``run.json``, ``metrics.jsonl``, ``samples.jsonl``,
+            ``answers.jsonl``, ``config.yaml``.
 
     Raises:
         InputError: There is no such folder.
@@ -120,6 +145,7 @@ def read_run(run_dir: Path) -> Run:
         record=record,
         metrics=_merge_metrics(_clean(_read_lines(run_dir / "metrics.jsonl", notes), redact), notes),
         samples=_merge_samples(_clean(_read_lines(run_dir / "samples.jsonl", notes), redact_tokens)),
+        answers=_by_step(_clean(_read_lines(run_dir / "answers.jsonl", notes), redact_tokens)),
         config=redact(visible(_read_text(run_dir / "config.yaml"))),
         notes=notes,
     )
@@ -187,6 +213,12 @@ def _merge_samples(records: list[Record]) -> list[Record]:
         settings = {key: value for key, value in record.items() if key not in ("step", "text")}
         merged[step, json.dumps(settings, sort_keys=True)] = record | {"step": step}
     return sorted(merged.values(), key=lambda record: record["step"])
+
+
+def _by_step(records: list[Record]) -> list[Record]:
+    """Return the records that have a step, in the order of the steps, else as they came."""
+    found = [record | {"step": step} for record in records if (step := number(record.get("step"))) is not None]
+    return sorted(found, key=lambda record: record["step"])
 
 
 def _clean(value: Any, hide: Callable[[str], str]) -> Any:

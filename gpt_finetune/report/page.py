@@ -20,6 +20,24 @@ class Sample:
     settings: str
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What the model answered at one step, and whether it or the limit ended the answer."""
+
+    step: str
+    text: str
+    ending: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A held-out prompt with the right answer and the model's: the first one recorded, then the last."""
+
+    prompt: str
+    reference: str
+    replies: list[Reply]
+
+
 def write_report(run_dir: Path) -> Path:
     """Write ``curves.png`` and ``report.html`` from what a run left in its folder.
 
@@ -53,6 +71,9 @@ def write_report(run_dir: Path) -> Path:
         figures=summary.figures(run, without=verdict.key),
         created=summary.moment(run.record.get("created")),
         panels=svg_panels(run),
+        changes=summary.changes(run),
+        forgetting=summary.forgetting(run),
+        questions=questions(run),
         samples=samples_by_step(run),
         ledger=summary.ledger(run),
         sources=summary.sources(run),
@@ -71,6 +92,20 @@ def samples_by_step(run: Run) -> list[tuple[str, list[Sample]]]:
     return groups[::-1]
 
 
+def questions(run: Run) -> list[Question]:
+    """Return the held-out prompts of the last answers, each with the answers before and after."""
+    by_step = [list(records) for _, records in itertools.groupby(run.answers, key=lambda record: record["step"])]
+    if not by_step:
+        return []
+    first = {_asked(record): record for record in by_step[0]} if len(by_step) > 1 else {}
+    found = []
+    for record in by_step[-1]:
+        told = [first[_asked(record)]] if _asked(record) in first else []
+        replies = [_reply(each) for each in [*told, record]]
+        found.append(Question(str(record.get("prompt") or ""), str(record.get("reference") or ""), replies))
+    return found
+
+
 def facts(run: Run) -> list[tuple[str, str]]:
     """Return where and how the run was made: one name and one text each."""
     model, data = run.section("model"), run.section("data")
@@ -85,6 +120,18 @@ def facts(run: Run) -> list[tuple[str, str]]:
     if flops := number(model.get("flops_per_token")):
         listed["FLOPs per token"] = f"{flops:,.0f}"
     return [(name.replace("_", " "), str(value)) for name, value in listed.items() if value not in (None, "", {}, [])]
+
+
+def _asked(record: Record) -> tuple[str, str]:
+    return str(record.get("prompt")), str(record.get("reference"))
+
+
+def _reply(record: Record) -> Reply:
+    step = "before training" if record["step"] == 0 else f"step {record['step']:,.0f}"
+    tokens = number(record.get("tokens"))
+    length = "" if tokens is None else f" after {tokens:.0f} token{'' if tokens == 1 else 's'}"
+    ended = {"True": "ended by the model", "False": "cut by the limit"}.get(str(record.get("stopped")), "ended")
+    return Reply(step, str(record.get("answer") or ""), ended + length)
 
 
 def _sample(record: Record) -> Sample:

@@ -25,13 +25,21 @@ METRICS = {
     "bits_per_byte": Metric("Bits per byte", "bits per byte", lower_is_better=True),
     "eval_loss": Metric("Validation loss", "nats per token", lower_is_better=True),
     "perplexity": Metric("Perplexity", "per token", 2, lower_is_better=True),
+    "chrf": Metric("chrF", "of 100", 1),
+    "bleu": Metric("BLEU", "of 100", 1),
+    "rougeL": Metric("ROUGE-L", "of 1"),
+    "token_f1": Metric("Token F1", "of 1"),
+    "exact_match": Metric("Exact match", "of the answers"),
+    "stop_rate": Metric("Ended by the model", "of the answers"),
+    "answer_tokens": Metric("Length of an answer", "tokens", 1),
     "tokens_per_second": Metric("Throughput", "tokens per second"),
     "mfu": Metric("FLOPs utilisation", "of the ceiling (MFU)"),
     "peak_memory_mb": Metric("Peak memory"),
     "eval_tokens": Metric("Held-out tokens"),
 }
 # Said of the run or its data, not of how good the model is.
-COST = ("tokens_per_second", "mfu", "peak_memory_mb", "eval_tokens")
+COST = ("tokens_per_second", "mfu", "peak_memory_mb", "eval_tokens", "answer_tokens")
+PERCENT = ("mfu", "exact_match", "stop_rate")
 
 # What becomes of all that came in; any other count in the ledger is a reason for dropping, or stands aside.
 FATES = ("trained", "validation", "masked", "dropped")
@@ -74,6 +82,17 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Change:
+    """One figure before training and after; ``improved`` is None where neither direction is better."""
+
+    label: str
+    unit: str
+    before: str
+    after: str
+    improved: bool | None
+
+
+@dataclass(frozen=True)
 class Source:
     """Where text came from, and how much."""
 
@@ -107,7 +126,7 @@ def metric(key: str) -> Metric:
 def write_figure(key: str, value: float) -> Figure:
     """Write out one figure with its unit."""
     known = metric(key)
-    if key == "mfu":
+    if key in PERCENT:
         return Figure(known.label, f"{value:.1%}", known.unit)
     if key in ("tokens_per_second", "eval_tokens"):
         return Figure(known.label, count(value), known.unit)
@@ -166,6 +185,21 @@ def verdict(run: Run) -> Verdict:
     ]
     unit = known.unit or known.label.lower()
     return Verdict(key, fixed(ours, known.digits), unit, sentence + ".", bars if others else [])
+
+
+def changes(run: Run) -> list[Change]:
+    """Return what training changed on the run's own held-out data; empty where nothing was evaluated before."""
+    return _compare_all(run.before, run.figures)
+
+
+def forgetting(run: Run) -> list[tuple[str, list[Change]]]:
+    """Return what training changed on each data set that was watched beside the run's own: name and figures."""
+    found = []
+    for name, figures in run.section("forgetting").items():
+        before, after = (_numbers(_mapping(figures).get(when)) for when in ("before", "after"))
+        if rows := _compare_all(before, after):
+            found.append((str(name), rows))
+    return found
 
 
 def ledger(run: Run) -> Ledger | None:
@@ -258,6 +292,21 @@ def _compare(ours: float, other: float) -> str:
     if not other or abs(ours / other - 1) < 0.0005:
         return "the same as" if other else "beside"
     return f"{abs(ours / other - 1):.1%} {'below' if ours < other else 'above'}"
+
+
+def _compare_all(before: Mapping[str, float], after: Mapping[str, float]) -> list[Change]:
+    shared = sorted((key for key in before if key in after), key=_metric_order)
+    return [_change(key, before[key], after[key]) for key in shared if key in METRICS]
+
+
+def _change(key: str, before: float, after: float) -> Change:
+    first, last = write_figure(key, before), write_figure(key, after)
+    improved = None if key in COST or before == after else (after < before) == metric(key).lower_is_better
+    return Change(first.label, first.unit, first.value, last.value, improved)
+
+
+def _numbers(value: object) -> dict[str, float]:
+    return {key: found for key, raw in _mapping(value).items() if (found := number(raw)) is not None}
 
 
 def _metric_order(key: str) -> tuple[int, str]:

@@ -138,6 +138,29 @@ class SampleConfig:
             raise InputError("sample.top_p", self.top_p, "it is a probability above 0", "Use 1 to keep every token")
 
 
+@dataclass
+class AnswerConfig:
+    """Answers to held-out prompts at each evaluation: greedy, so that they are the model's own and repeat.
+
+    Args:
+        max_prompts: How many to answer, taken at even distances; 0 answers none.
+        max_new_tokens: Longest answer, in tokens.
+        batch_size: Prompts that a process answers at once; does not change the figures.
+        shown: How many answers to keep in answers.jsonl, of each evaluation.
+    """
+
+    max_prompts: int = 64
+    max_new_tokens: int = 64
+    batch_size: int = 16
+    shown: int = 8
+
+    def __post_init__(self) -> None:
+        """Check ranges; costs nothing."""
+        for name, least in (("max_prompts", 0), ("max_new_tokens", 1), ("batch_size", 1), ("shown", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"answer.{name}", getattr(self, name), f"it must be at least {least}", "Raise it")
+
+
 # schedule -> (transformers' name, its keyword arguments)
 _SCHEDULES: dict[str, tuple[str, Callable[[TrainConfig], dict[str, Any]]]] = {
     "cosine": ("cosine_with_min_lr", lambda c: {"min_lr_rate": c.min_learning_rate}),
@@ -151,13 +174,16 @@ _SCHEDULES: dict[str, tuple[str, Callable[[TrainConfig], dict[str, Any]]]] = {
 _OPTIMIZERS = {"adamw": "adamw_torch_fused", "muon": "adamw_torch_fused"}  # see custom_optimizer
 
 
-def training_arguments(config: TrainConfig, output_dir: Path, *, evaluate: bool = True) -> TrainingArguments:
+def training_arguments(
+    config: TrainConfig, output_dir: Path, *, evaluate: bool = True, **recipe: Any
+) -> TrainingArguments:
     """Translate the section into transformers' own arguments; `config.trainer` has the last word.
 
     Args:
         config: The training section.
         output_dir: The run's folder; checkpoints go below it.
         evaluate: Whether there is something to evaluate on.
+        **recipe: Further fields of `TrainingArguments` that the recipe needs.
 
     Raises:
         InputError: `config.trainer` has a field that transformers does not, or transformers refuses a value.
@@ -217,7 +243,7 @@ def training_arguments(config: TrainConfig, output_dir: Path, *, evaluate: bool 
                 f"train.trainer.{name}", config.trainer[name], "no such argument", did_you_mean(name, known)
             )
     try:
-        return TrainingArguments(**{**values, **config.trainer})
+        return TrainingArguments(**{**values, **recipe, **config.trainer})
     except (ValueError, TypeError, ImportError) as error:
         raise InputError("train", config.trainer or "…", str(error), "Mend the train section") from None
 

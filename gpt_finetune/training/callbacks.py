@@ -40,9 +40,9 @@ class MetricsWriter(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Write one line; the keys lose their `eval_`, which becomes the split."""
-        if not state.is_world_process_zero or not logs or not logs.keys() & {"loss", "eval_loss"}:
+        if not state.is_world_process_zero or not logs or not (_evaluated(logs) or "loss" in logs):
             return
-        split = "eval" if "eval_loss" in logs else "train"
+        split = "eval" if _evaluated(logs) else "train"
         # `tokens` counts those trained on, in both kinds of rows; those evaluated on keep their prefix
         figures = {key if key == "eval_tokens" else key.removeprefix("eval_"): value for key, value in logs.items()}
         elapsed = round(time.perf_counter() - self._start, 3)
@@ -134,27 +134,50 @@ _SHOWN = {
     "eval_perplexity": ("ppl", ".2f"),
     "bits_per_byte": ("bits/byte", ".3f"),
     "eval_bits_per_byte": ("bits/byte", ".4f"),
+    "eval_chrf": ("chrF", ".1f"),
+    "eval_stop_rate": ("stopped", ".0%"),
     "learning_rate": ("lr", ".2e"),
     "grad_norm": ("grad", ".2f"),
     "tokens_per_second": ("tokens/s", ",.0f"),
     "mfu": ("mfu", ".0%"),
     "peak_memory_mb": ("MB", ",.0f"),
 }
+_NAMED = "_bits_per_byte"
 
 
 class Progress(ProgressCallback):
     """transformers' progress bars with time left; a log is one line of the figures that people look for."""
 
+    prediction_bar: Any
+    _evaluating: Any = None  # the loader that it shows
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Show one line above the bar."""
-        if not state.is_world_process_zero or not logs or not logs.keys() & {"loss", "eval_loss"}:
+        if not state.is_world_process_zero or not logs or not (_evaluated(logs) or "loss" in logs):
             return
         parts = [f"{label} {logs[key]:{form}}" for key, (label, form) in _SHOWN.items() if key in logs]
+        named = ((key[len("eval_") : -len(_NAMED)], key) for key in logs if key.endswith(_NAMED))
+        parts += [f"{name} {logs[key]:.4f}" for name, key in named if name]  # data sets beside the run's own
         line = f"step {state.global_step}/{state.max_steps}  " + "  ".join(parts)
         if self.training_bar is not None:
             self.training_bar.write(line)
         else:
             print(line)
+
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        """Give each data set of an evaluation a bar of its own."""
+        if self.prediction_bar is not None and eval_dataloader is not self._evaluating:
+            self.prediction_bar.close()
+            self.prediction_bar = None
+        self._evaluating = eval_dataloader
+        super().on_prediction_step(args, state, control, eval_dataloader=eval_dataloader, **kwargs)
+
+
+def _evaluated(logs: dict[str, Any]) -> bool:
+    """Tell whether a log is an evaluation's: of the run's own data set, or of a named one."""
+    return any(key.startswith("eval_") and key.endswith("_loss") for key in logs)
 
 
 def append_json_line(path: Path, row: dict[str, Any]) -> None:

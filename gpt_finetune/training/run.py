@@ -134,16 +134,27 @@ class Run:
             context_length: Tokens a row.
             **model_facts: What the recipe knows of its model: preset, base_model and so on.
         """
+        from gpt_finetune.adaptation.memory import describe
         from gpt_finetune.costs import flops_per_token
+        from gpt_finetune.training.throughput import compute_dtype
 
-        model = trainer.model
+        model, args = trainer.model, trainer.args
+        memory = describe(
+            model,
+            args.per_device_train_batch_size,
+            context_length,
+            1 if config.train.optimizer == "muon" else 2,
+            dtype=compute_dtype(args),
+            checkpointing=args.activation_checkpointing,
+        )
         self.receipt |= {
             "environment": environment(trainer),
             "model": {
                 **model_facts,
                 "parameters": model.num_parameters(),
                 "parameters_embedding": model.num_parameters() - model.num_parameters(exclude_embeddings=True),
-                "parameters_trained": model.num_parameters(only_trainable=True),
+                "parameters_trained": memory.trainable,
+                "memory_estimate": memory.parts,
                 "flops_per_token": flops_per_token(model, context_length),
             },
             "data": {
@@ -158,9 +169,10 @@ class Run:
         if self.main:
             self.save_receipt()
         made = self.receipt["environment"]
+        for line in str(memory).splitlines():
+            log.info("%s", line)
         log.info(
-            "%.2f M parameters, %s on %s, processes: %d, CPU threads in each: %d; everything goes to %s",
-            model.num_parameters() / 1e6,
+            "%s on %s, processes: %d, CPU threads in each: %d; everything goes to %s",
             made["precision"],
             made["device"],
             made["processes"],
@@ -215,6 +227,7 @@ def environment(trainer: Any) -> dict[str, Any]:
     import torch
 
     from gpt_finetune import __version__
+    from gpt_finetune.training.throughput import compute_dtype
 
     args = trainer.args
     return {
@@ -225,7 +238,7 @@ def environment(trainer: Any) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
         "processes": args.world_size,
-        "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
+        "precision": str(compute_dtype(args)).removeprefix("torch."),
         "commit": _commit(),
     }
 

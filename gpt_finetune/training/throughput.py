@@ -69,6 +69,11 @@ def use_cpu_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
+def compute_dtype(args: Any) -> torch.dtype:
+    """Return the precision that `TrainingArguments` make a training compute in."""
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+
+
 def peak_memory_mb() -> float:
     """Return the most memory used so far, in MB: on the GPU if there is one, else the process's resident set."""
     if torch.cuda.is_available():

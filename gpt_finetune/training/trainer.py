@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -13,15 +14,10 @@ from transformers.trainer_callback import ProgressCallback
 from gpt_finetune.costs import flops_per_token
 from gpt_finetune.training.callbacks import Progress
 from gpt_finetune.training.muon import is_vector
-from gpt_finetune.training.throughput import Throughput, matmul_ceiling, peak_memory_mb
+from gpt_finetune.training.throughput import Throughput, compute_dtype, matmul_ceiling, peak_memory_mb
 
-# what an evaluation logs -> its name among a run's final figures
-_FINAL = {
-    "eval_loss": "eval_loss",
-    "eval_perplexity": "perplexity",
-    "eval_bits_per_byte": "bits_per_byte",
-    "eval_tokens": "eval_tokens",
-}
+if TYPE_CHECKING:
+    from gpt_finetune.data.prepare import Watched
 
 
 class GPTTrainer(Trainer):
@@ -34,15 +30,28 @@ class GPTTrainer(Trainer):
     Args:
         *args: As `transformers.Trainer`.
         tokens_per_byte: Of the training text; turns nats a token into bits a byte in the training log.
-        eval_tokens_per_byte: Of the evaluation text, end-of-text tokens counted; makes its bits per byte exact.
+        eval_tokens_per_byte: Of the evaluation text, end-of-text tokens counted; makes its bits per byte exact. A
+            mapping by name where `eval_dataset` is one.
+        watched: Other data sets, by name, that each evaluation of the run's own covers as well. Their figures stand in
+            the same log, as `eval_<name>_loss` and so on; see `forgetting`.
         **kwargs: As `transformers.Trainer`.
     """
+
+    eval_dataset: Any
+    # what an evaluation logs -> its name among a run's figures
+    FINAL: ClassVar[dict[str, str]] = {
+        "eval_loss": "eval_loss",
+        "eval_perplexity": "perplexity",
+        "eval_bits_per_byte": "bits_per_byte",
+        "eval_tokens": "eval_tokens",
+    }
 
     def __init__(
         self,
         *args: Any,
         tokens_per_byte: float | None = None,
-        eval_tokens_per_byte: float | None = None,
+        eval_tokens_per_byte: float | Mapping[str, float] | None = None,
+        watched: Mapping[str, Watched] | None = None,
         **kwargs: Any,
     ) -> None:
         self.throughput = Throughput()
@@ -51,7 +60,12 @@ class GPTTrainer(Trainer):
             self.remove_callback(ProgressCallback)
             self.add_callback(Progress)
         self.add_callback(self.throughput)  # last: see Throughput
-        self._tokens_per_byte = {"": tokens_per_byte, "eval_": eval_tokens_per_byte}
+        self.watched = {name: domain.rows for name, domain in (watched or {}).items()}
+        named = eval_tokens_per_byte if isinstance(eval_tokens_per_byte, Mapping) else {}
+        named = {**named, **{name: domain.tokens_per_byte for name, domain in (watched or {}).items()}}
+        self._tokens_per_byte = {"": tokens_per_byte, **{f"eval_{name}_": ratio for name, ratio in named.items()}}
+        if not isinstance(eval_tokens_per_byte, Mapping):
+            self._tokens_per_byte["eval_"] = eval_tokens_per_byte
         self._flops_per_token: float | None = None
         self._eval_sums = torch.zeros(2, dtype=torch.float64)  # nats, tokens
 
@@ -118,15 +132,74 @@ class GPTTrainer(Trainer):
         if tokens > 0:
             output.metrics[f"{metric_key_prefix}_loss"] = nats / tokens
             output.metrics[f"{metric_key_prefix}_tokens"] = round(tokens)
+        if metric_key_prefix == "eval":
+            for name in self.watched:
+                watched = self.evaluation_loop(
+                    self._watched_loader(name), "Evaluation", True, metric_key_prefix=f"eval_{name}"
+                )
+                output.metrics[f"eval_{name}_loss"] = watched.metrics[f"eval_{name}_loss"]
         return output
+
+    def _watched_loader(self, name: str) -> Any:
+        """Return the loader of a watched data set, found by name as those of a dict of evaluation sets are."""
+        own, self.eval_dataset = self.eval_dataset, self.watched
+        try:
+            return self.get_eval_dataloader(name)
+        finally:
+            self.eval_dataset = own
 
     def final_figures(self) -> dict[str, float]:
         """Return the figures of the end: evaluation (made now, unless the last step had one), speed and memory."""
-        rows = [row for row in self.state.log_history if row["step"] == self.state.global_step and "eval_loss" in row]
-        if self.eval_dataset is not None and not rows:
-            rows = [self.evaluate()]
-        evaluation = rows[0] if rows else {}
-        return {name: evaluation[key] for key, name in _FINAL.items() if key in evaluation} | self.summary()
+        evaluation = self._evaluated(self.state.global_step)
+        if self.eval_dataset is not None and not evaluation:
+            evaluation = self.evaluate()
+        return self._named(evaluation) | self.summary()
+
+    def before(self) -> dict[str, float]:
+        """Return the figures of the evaluation before the first step, under the names of the final ones.
+
+        They stand in the log's history, and so outlive a resume. Empty unless `eval_on_start` was set.
+        """
+        return self._named(self._evaluated(0))
+
+    def forgetting(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Return the figures of each watched data set `before` the first step and `after` the last one."""
+        moments = {"before": self._evaluated(0), "after": self._evaluated(self.state.global_step)}
+        names = {"loss": "eval_loss", "perplexity": "perplexity", "bits_per_byte": "bits_per_byte"}
+        return {
+            name: {
+                moment: {
+                    figure: row[f"eval_{name}_{key}"] for key, figure in names.items() if f"eval_{name}_{key}" in row
+                }
+                for moment, row in moments.items()
+            }
+            for name in self.watched
+        }
+
+    def _evaluated(self, step: int) -> dict[str, float]:
+        """Return what was logged of the evaluations at one step."""
+        found: dict[str, float] = {}
+        for row in self.state.log_history:
+            if row["step"] == step and any(key.startswith("eval_") for key in row):
+                found |= row
+        return found
+
+    def _named(self, evaluation: dict[str, float]) -> dict[str, float]:
+        return {name: evaluation[key] for key, name in self.FINAL.items() if key in evaluation}
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save as transformers does; at the end, an adapter as one that loads on its base, without the base's tables.
+
+        Checkpoints keep it as it is trained, to go on from. Weights spread over processes are left as they were saved.
+        """
+        super().save_model(output_dir, _internal_call)
+        from peft import PeftModel
+
+        spread = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if isinstance(self.model, PeftModel) and self.args.should_save and not _internal_call and not spread:
+            from gpt_finetune.adaptation.saving import save_adapter
+
+            save_adapter(self.model, output_dir or self.args.output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save as transformers does, but not its switching off of the cache, which is for training only."""
@@ -145,22 +218,23 @@ class GPTTrainer(Trainer):
         Raises:
             FloatingPointError: The training loss is NaN or infinite; the run stops here, nothing is saved over.
         """
-        prefix = "eval_" if "eval_loss" in logs else ""
-        loss = logs.get(f"{prefix}loss")
-        if loss is not None:
+        losses = [key for key in logs if key == "loss" or (key.startswith("eval_") and key.endswith("_loss"))]
+        for key in losses:
+            loss, prefix = logs[key], key.removesuffix("loss")
             if not math.isfinite(loss):
                 raise FloatingPointError(
-                    f"{prefix}loss is {loss} at step {self.state.global_step}: lower train.learning_rate "
+                    f"{key} is {loss} at step {self.state.global_step}: lower train.learning_rate "
                     f"(now {self._get_learning_rate():.3g}) or use train.precision=float32"
                 )
             if self._loss_shifts_labels:  # a language model's loss; that of a task has no perplexity
                 logs[f"{prefix}perplexity"] = math.exp(min(loss, 700.0))
-            ratio = self._tokens_per_byte[prefix]
+            ratio = self._tokens_per_byte.get(prefix)
             if ratio is not None:
                 logs[f"{prefix}bits_per_byte"] = loss / math.log(2) * ratio
+        if losses:
             logs["tokens"] = float(self.throughput.tokens)
-            if not prefix:
-                logs |= self._speed()
+        if "loss" in logs:
+            logs |= self._speed()
         super().log(logs, start_time)
 
     def _speed(self) -> dict[str, float]:
@@ -175,8 +249,7 @@ class GPTTrainer(Trainer):
         """Return model FLOPs utilisation: the share of the measured matrix-product ceiling that training uses."""
         if self._flops_per_token is None:
             return {}
-        dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
-        ceiling = matmul_ceiling(self.args.device.type, dtype) * self.accelerator.num_processes
+        ceiling = matmul_ceiling(self.args.device.type, compute_dtype(self.args)) * self.accelerator.num_processes
         return {"mfu": tokens_per_second * self._flops_per_token / ceiling}
 
     def summary(self) -> dict[str, float]:
