@@ -139,14 +139,22 @@ def answer(
             raise InputError("prompt", prompt, problem, "Shorten it")
     alike = _virtual_tokens(model) > 0  # PEFT then ignores the positions of padded rows: a batch must need no padding
     answers: dict[int, Answer] = {}
-    with tqdm(total=len(rows), desc="answering", unit=" prompts", delay=2, leave=False) as bar:
-        for batch, length in _batches(rows, limit, max_new_tokens, batch_size, alike):
-            output = _continue(model, tokenizer, [rows[index] for index in batch], length, options)
+    batches = list(_batches(rows, limit, max_new_tokens, batch_size, alike))
+    total = sum(len(batch) * length for batch, length in batches)
+    with tqdm(total=total, desc="answering", unit=" tokens", delay=2, leave=False) as bar:
+
+        def tick(ids: Tensor, scores: Any, **_: Any) -> Tensor:
+            bar.update(len(ids))
+            return ids.new_zeros(len(ids), dtype=bool)  # ends nothing
+
+        for batch, length in batches:
+            asked = [rows[index] for index in batch]
+            output = _continue(model, tokenizer, asked, length, {**options, "stopping_criteria": [tick]})
             for index, ids in zip(batch, output.tolist(), strict=True):
                 end = next((place for place, token in enumerate(ids) if token in ends), None)
                 text = tokenizer.decode(ids[:end], skip_special_tokens=True)
                 answers[index] = Answer(text, len(ids) if end is None else end, end is not None)
-            bar.update(len(batch))
+            bar.update(len(batch) * (length - output.shape[1]))  # what ended early
     return [answers[index] for index in range(len(rows))]
 
 

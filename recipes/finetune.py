@@ -86,6 +86,7 @@ def main(config: FinetuneConfig) -> dict[str, float]:
         set_seed(config.train.seed)
         model = load_base(base, config.adapt, config.attn_implementation)
         facts = {"base_model": config.model, "base_fingerprint": fingerprint_of(model), "method": config.adapt.method}
+        facts["added_tokens"] = data.added
         new_rows = grow(model, data.tokenizer, data.added)
         batches = DataLoader(data.train, config.train.batch_size, collate_fn=data.collate)
         model = adapt(model, config.adapt, new_rows=new_rows, example_batches=batches)

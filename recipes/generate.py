@@ -24,7 +24,7 @@ class GenerateConfig:
     """Generate text.
 
     Args:
-        model: Folder or Hub id of a causal language model, or the name of one that arrives as a package.
+        model: Folder or Hub id of a causal language model, name of a packaged one, or folder of an adapter.
         prompt: Text to go on from; streamed as it is generated.
         prompt_file: UTF-8 file with one prompt a line, generated in batches instead.
         chat: Put each prompt to the model as a user's message, in the words of its chat template.
@@ -77,15 +77,15 @@ def main(config: GenerateConfig) -> list[str]:
     from transformers import GenerationConfig, TextStreamer, set_seed
     from transformers.utils import logging
 
-    from gpt_finetune.generation import generate, load
-    from gpt_finetune.packaged import locate
+    from gpt_finetune.adaptation.loading import load_tuned
+    from gpt_finetune.generation import generate
 
     known = set(GenerationConfig().to_dict())
     for name, value in config.options.items():
         if name not in known:
             raise InputError(f"options.{name}", value, "there is no such option", did_you_mean(name, known))
     logging.set_verbosity_error()
-    model, tokenizer = load(locate(config.model), trust_remote_code=config.trust_remote_code)
+    model, tokenizer = load_tuned(config.model, trust_remote_code=config.trust_remote_code)
     if config.chat and not tokenizer.chat_template:
         raise InputError("chat", True, "this model has no chat template", "Leave it out, or take a chat model")
     messages = [[{"role": "user", "content": prompt}] for prompt in prompts]

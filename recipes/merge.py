@@ -63,6 +63,7 @@ def main(config: MergeConfig) -> Path:
     from gpt_finetune.adaptation.merging import combine, load_adapters, merge
     from gpt_finetune.adaptation.methods import load_base
     from gpt_finetune.conversion import check_is_new, export_native, find_tokenizer, new_folder
+    from gpt_finetune.supervised.templates import stop_at_turns
 
     if (config.adapter is None) == (not config.adapters):
         problem = "it takes one adapter, or a list of several"
@@ -82,7 +83,8 @@ def main(config: MergeConfig) -> Path:
         model = combine(model, weights, config.combination)
     merged = merge(model)
     tokenizer = next((found for path in (*folders.values(), base) if (found := find_tokenizer(path))), None)
-
+    if tokenizer is not None:
+        stop_at_turns(merged, tokenizer)
     if config.to == "native":
         export_native(merged, config.output_dir, tokenizer=tokenizer, max_shard_size=config.max_shard_size)
     else:

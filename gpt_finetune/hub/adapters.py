@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt_finetune.errors import InputError
 from gpt_finetune.hub.outcomes import patiently
-from gpt_finetune.report.heads import Head, find_peft_head, quote
+from gpt_finetune.report.heads import Head, adapter_snippet, find_peft_head
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -46,17 +46,8 @@ class Adapter:
 
     def snippet(self, path: str, prompt: str) -> str:
         """Return Python code that loads base and adapter, without this package."""
-        labels = f", num_labels={self.num_labels}" if self.num_labels else ""
-        pinned = "path, revision=commit"
-        return f"""from peft import PeftModel
-from transformers import {", ".join(sorted((self.head.auto, "AutoTokenizer")))}
-
-path, commit = {quote(self.base)}, "{self.commit}"
-tokenizer = AutoTokenizer.from_pretrained({pinned}, trust_remote_code=True)
-model = {self.head.auto}.from_pretrained({pinned}{labels}, trust_remote_code=True)
-model = PeftModel.from_pretrained(model, {quote(path)})
-
-{self.head.use.format(prompt=quote(prompt))}"""
+        pinned = {"revision": self.commit, "num_labels": self.num_labels}
+        return adapter_snippet(self.head, self.base, path, prompt, **pinned)
 
 
 def read_adapter(folder: Path) -> Adapter | None:

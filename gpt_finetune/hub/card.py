@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from gpt_finetune.errors import InputError
+from gpt_finetune.packaged import PACKAGES
 from gpt_finetune.report import Run, read_run, summary, write_curves
 from gpt_finetune.report.folder import number
 from gpt_finetune.report.heads import LANGUAGE_MODEL, Head, find_head, load_snippet, quote
@@ -26,6 +27,7 @@ _BLANK = "# Model Card for Model ID"  # the form to fill in that PEFT and transf
 _PICTURE = "![Curves of the run](curves.png)\n"
 HUB_SOURCE = "hub:"
 TAGS = ["gpt_finetune", "custom_code"]
+ADAPTER_TAGS = ["gpt_finetune", "lora"]
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 # The way to a file on this machine; its name may stay.
 _WAY = re.compile(r"(?<![\w.:/~<>-])(?:/(?:[^\s/'\"`,;=()\[\]{}]+/)+|[A-Za-z]:\\(?:[^\s\\'\"`,;]+\\)*)(?=[\w.*])")
@@ -77,7 +79,7 @@ def card_to_push(
     named = replace(run, record=run.record | {"model": run.section("model") | {"hub_id": repo_id}})
     wanted = _metadata(named, head, license)
     if adapter:
-        wanted.library_name, wanted.base_model, wanted.tags = "peft", adapter.base, ["gpt_finetune", "lora"]
+        wanted.library_name, wanted.base_model, wanted.tags = "peft", adapter.base, list(ADAPTER_TAGS)
     elif native:
         wanted.tags = None
     text = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else _BLANK
@@ -142,9 +144,9 @@ def _metadata(run: Run, head: Head, license: str | None) -> ModelCardData:
     hub_sources = [source.name.removeprefix(HUB_SOURCE) for source in summary.sources(run) if _is_hub(source.name)]
     results = _results(run, head, hub_sources)
     return ModelCardData(
-        library_name="transformers",
+        library_name="peft" if run.is_adapter else "transformers",
         pipeline_tag=head.task,
-        tags=list(TAGS),
+        tags=list(ADAPTER_TAGS if run.is_adapter else TAGS),
         license=license,
         base_model=_hub_base(run),
         datasets=hub_sources or None,
@@ -205,6 +207,11 @@ def _describe(run: Run, head: Head) -> str:
     size = f" of {summary.count(parameters)} parameters" if parameters else ""
     preset = f" (preset {_inline(model['preset'])})" if model.get("preset") else ""
     base = model.get("base_model")
+    if run.is_adapter:
+        trained = number(model.get("parameters_trained"))
+        size = f" of {summary.count(trained)} parameters" if trained else ""
+        method = f", method {_inline(model['method'])}," if model.get("method") else ""
+        return f"An adapter{size}{method} that makes a {head.kind} of {_inline(base)}, trained with gpt_finetune."
     origin = f"trained further from {_inline(base)}" if base else "trained from scratch" if model else "trained"
     recipe = f", recipe {_inline(run.record['recipe'])}" if run.record.get("recipe") else ""
     return f"A GPT {head.kind}{size}{preset}, {origin} with gpt_finetune{recipe}."
@@ -215,8 +222,10 @@ def _is_hub(source: str) -> bool:
 
 
 def _hub_base(run: Run) -> str | None:
-    """Return the base model's Hub id; a folder on this machine has none."""
+    """Return the base model's Hub id; a folder on this machine has none, a packaged model that of its origin."""
     base = run.section("model").get("base_model")
+    if base in PACKAGES:
+        return PACKAGES[base].hub_id
     is_hub = isinstance(base, str) and _HUB_ID.fullmatch(base) and not Path(base).exists()
     return base if is_hub else None
 

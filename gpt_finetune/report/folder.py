@@ -64,6 +64,11 @@ class Run:
         return redact(visible(self.directory.resolve().name)) or "run"
 
     @property
+    def is_adapter(self) -> bool:
+        """Whether it left an adapter, which needs its base."""
+        return (self.directory / "adapter_config.json").is_file()
+
+    @property
     def status(self) -> str:
         """``finished``, ``running`` or ``failed``; ``unknown`` without a ``run.json``."""
         return str(self.record.get("status") or "unknown")

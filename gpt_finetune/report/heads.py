@@ -104,6 +104,45 @@ model = {head.auto}.from_pretrained(path{trust})
 {head.use.format(prompt=quote(prompt))}"""
 
 
+def adapter_snippet(
+    head: Head,
+    base: str,
+    path: str,
+    prompt: str,
+    *,
+    revision: str | None = None,
+    num_labels: int | None = None,
+    own_tokenizer: bool = False,
+    new_tokens: bool = False,
+) -> str:
+    """Return Python code that loads a base and an adapter on it, in a fresh process without this package.
+
+    Args:
+        head: The base's head.
+        base: The base's Hub id or folder.
+        path: The adapter's.
+        prompt: A text to try it on.
+        revision: The base's commit.
+        num_labels: Of a classifier.
+        own_tokenizer: The adapter brings the tokenizer.
+        new_tokens: It has more tokens than the base.
+    """
+    pinned = "base, revision=commit" if revision else "base"
+    names = f'base, commit = {quote(base)}, "{revision}"' if revision else f"base = {quote(base)}"
+    labels = f", num_labels={num_labels}" if num_labels else ""
+    rows = "model.resize_token_embeddings(len(tokenizer))\n" if new_tokens else ""
+    return f"""from peft import PeftModel
+from transformers import {", ".join(sorted((head.auto, "AutoTokenizer")))}
+
+{names}
+path = {quote(path)}
+tokenizer = AutoTokenizer.from_pretrained({"path" if own_tokenizer else pinned}, trust_remote_code=True)
+model = {head.auto}.from_pretrained({pinned}{labels}, trust_remote_code=True)
+{rows}model = PeftModel.from_pretrained(model, path)
+
+{head.use.format(prompt=quote(prompt))}"""
+
+
 def quote(text: str) -> str:
     """Write a string as Python source."""
     return json.dumps(text, ensure_ascii=False)  # JSON's strings are Python's too

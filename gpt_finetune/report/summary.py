@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from gpt_finetune.report import heads
 from gpt_finetune.report.folder import Run, number
@@ -49,6 +51,8 @@ _ASIDE = {
     "padding": "padding tokens added",
     "per_epoch": "target tokens per epoch",
 }
+
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -242,9 +246,17 @@ def sources(run: Run) -> list[Source]:
 
 def load_snippet(run: Run, head: Head = LANGUAGE_MODEL) -> str:
     """Return Python code that loads a run's model in a fresh process, without this package."""
-    where = run.section("model").get("hub_id") or f"path/to/{run.folder_name}"
+    model = run.section("model")
+    where = str(model.get("hub_id") or f"path/to/{run.folder_name}")
     prompts = (str(sample["prompt"]) for sample in run.samples if sample.get("prompt"))
-    return heads.load_snippet(head, str(where), next(prompts, "Once upon a time"))
+    prompt = next(prompts, "Once upon a time")
+    if not run.is_adapter:
+        return heads.load_snippet(head, where, prompt)
+    given = str(model.get("base_model"))
+    is_hub = _HUB_ID.fullmatch(given) is not None and not Path(given).exists()
+    base = given if is_hub else f"path/to/{Path(given).name}"
+    added = bool(model.get("added_tokens"))
+    return heads.adapter_snippet(head, base, where, prompt, own_tokenizer=True, new_tokens=added)
 
 
 def count(value: float) -> str:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import logging
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from accelerate.utils import gather_object
@@ -23,6 +23,7 @@ from gpt_finetune.training.callbacks import read_json_lines
 from gpt_finetune.training.trainer import GPTTrainer
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 ANSWERS = "answers.jsonl"
 # Of those that text_metrics computes, the ones that say different things.
@@ -63,8 +64,7 @@ class AnsweringTrainer(GPTTrainer):
                 len(prompts) - len(kept),
                 len(prompts),
             )
-        count = min(len(kept), self.answering.max_prompts)
-        return [kept[index * len(kept) // count] for index in range(count)]
+        return spread(kept, self.answering.max_prompts)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Evaluate as ever, then answer the prompts; other data sets than the run's own get no answers."""
@@ -97,10 +97,10 @@ class AnsweringTrainer(GPTTrainer):
         return [gathered[place] for place in range(len(self.prompts))]
 
     def _keep(self, answers: list[Answer]) -> None:
-        """Write the first answers behind those of earlier steps; what a run stopped later has left gives way."""
+        """Write some answers behind those of earlier steps; what a run stopped later has left gives way."""
         step, path = self.state.global_step, Path(self.args.output_dir) / ANSWERS
         rows = [row for row in read_json_lines(path) if row.get("step", 0) < step]
-        for prompt, given in list(zip(self.prompts, answers, strict=True))[: self.answering.shown]:
+        for prompt, given in spread(list(zip(self.prompts, answers, strict=True)), self.answering.shown):
             rows.append(
                 {
                     "step": step,
@@ -115,6 +115,12 @@ class AnsweringTrainer(GPTTrainer):
         staged = path.with_name(f".{path.name}.part")  # whole or not at all
         staged.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         staged.replace(path)
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """Return at most `count` items at even distances, so that each source has its share."""
+    count = min(len(items), count)
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def score(prompts: list[Prompt], answers: list[Answer]) -> dict[str, float]:

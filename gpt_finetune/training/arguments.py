@@ -146,7 +146,7 @@ class AnswerConfig:
         max_prompts: How many to answer, taken at even distances; 0 answers none.
         max_new_tokens: Longest answer, in tokens.
         batch_size: Prompts that a process answers at once; does not change the figures.
-        shown: How many answers to keep in answers.jsonl, of each evaluation.
+        shown: How many of them to keep in answers.jsonl, of each evaluation, at even distances.
     """
 
     max_prompts: int = 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -162,7 +163,7 @@ class Progress(ProgressCallback):
         if self.training_bar is not None:
             self.training_bar.write(line)
         else:
-            print(line)
+            print(line, file=sys.stderr)  # standard output belongs to results
 
     def on_prediction_step(
         self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any

@@ -191,9 +191,6 @@ class Run:
         trainer.save_model(str(self.folder))
         if not self.main:
             return
-        from gpt_finetune.hub import write_card
-        from gpt_finetune.report import write_report
-
         # Trainer's pickled arguments say nothing that config.yaml does not, and a pickle is no file to pass on.
         (self.folder / "training_args.bin").unlink(missing_ok=True)
         if before:
@@ -205,6 +202,10 @@ class Run:
             "figures": {name: float(value) for name, value in figures.items()},
         }
         self.save_receipt()
+
+        from gpt_finetune.hub import write_card
+        from gpt_finetune.report import write_report
+
         report = write_report(self.folder)
         write_card(self.folder)
         log.info("done: see %s", report)

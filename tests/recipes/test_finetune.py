@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -172,6 +176,53 @@ def test_resuming_an_adapter_ends_where_the_straight_run_does(begin, tuned, tmp_
     for name, weight in straight.items():
         torch.testing.assert_close(resumed[name], weight, rtol=1e-6, atol=1e-7)
     assert receipt(folder)["baselines"] == receipt(tuned)["baselines"]
+
+
+def test_generating_with_an_adapter_and_the_tokens_that_came_with_it(tuned, capsys):
+    recipe = load_recipe("generate")
+    words = [f"--model={tuned}", "--chat", "temperature=0", "max_new_tokens=6", "prompt=1+1?"]
+    (answer,) = recipe.main(parse(recipe.GenerateConfig, words))
+    assert capsys.readouterr().out.startswith(f"1+1?\n{answer}")
+
+
+def test_the_code_on_the_card_loads_the_adapter_on_its_base(tuned, finished):
+    card = (tuned / "README.md").read_text(encoding="utf-8")
+    assert "library_name: peft" in card
+    assert "method lora" in card
+    snippet = re.search(r"```python\n(.*?)\n```", card, flags=re.DOTALL)[1]
+    for shown, real in (("path/to/lora", tuned), (f"path/to/{finished.name}", finished), ("tokens=100", "tokens=9")):
+        assert shown in snippet
+        snippet = snippet.replace(shown, str(real))
+    done = subprocess.run(
+        [sys.executable, "-c", snippet], capture_output=True, text=True, cwd=tuned, env={**os.environ, "PYTHONPATH": ""}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("Once upon a time")
+
+
+def test_measuring_an_adapter_and_its_base_by_source(tuned, finished, sums, tmp_path):
+    recipe = load_recipe("evaluate_")
+    found = {}
+    for model in (tuned, finished):
+        words = [f"model={model}", f"run={tuned}", "answer.max_new_tokens=4", f"output={tmp_path / 'figures.json'}"]
+        (found[model],) = recipe.main(parse(recipe.EvaluateConfig, words)).values()
+        assert json.loads((tmp_path / "figures.json").read_text()) == {str(sums): found[model]}
+    figures = receipt(tuned)["figures"]
+    assert found[tuned]["eval_loss"] == pytest.approx(figures["eval_loss"], rel=1e-5)
+    assert found[tuned]["eval_tokens"] == figures["eval_tokens"]
+    before = receipt(tuned)["baselines"]["before training"]
+    assert found[finished]["eval_loss"] == pytest.approx(before["eval_loss"], rel=1e-5)
+    with pytest.raises(InputError, match=r"run = '/nowhere': its config\.yaml has no examples"):
+        recipe.main(parse(recipe.EvaluateConfig, ["run=/nowhere"]))
+
+
+@pytest.mark.parametrize("method", ["pissa", "eva"])
+def test_adapters_that_start_from_data_or_weights_load_on_the_plain_base(begin, tmp_path, method):
+    recipe = load_recipe("evaluate_")
+    begin(tmp_path / method, f"adapt.method={method}", "adapt.rank=4", "train.save_steps=null")
+    words = [f"model={tmp_path / method}", f"run={tmp_path / method}", "answer.max_prompts=0"]
+    (found,) = recipe.main(parse(recipe.EvaluateConfig, words)).values()
+    assert found["eval_loss"] == pytest.approx(receipt(tmp_path / method)["figures"]["eval_loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["rslora", "dora", "ia3", "prompt_tuning", "top_layers", "norms", "head"])

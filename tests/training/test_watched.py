@@ -144,4 +144,4 @@ def test_the_console_line_names_each_data_set(capsys):
     logs = {"eval_loss": 2.0, "eval_bits_per_byte": 1.5, "eval_python_loss": 3.0, "eval_python_bits_per_byte": 2.25}
     Progress().on_log(None, state, None, logs={**logs, "eval_chrf": 40.0, "eval_stop_rate": 0.5})
     line = "step 3/9  eval loss 2.0000  bits/byte 1.5000  chrF 40.0  stopped 50%  python 2.2500\n"
-    assert capsys.readouterr().out == line
+    assert capsys.readouterr().err == line
