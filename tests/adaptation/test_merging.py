@@ -120,6 +120,7 @@ def test_prompts_are_not_merged(method, make_model):
         merge(adapted(make_model("llama"), method))
 
 
+@pytest.mark.quantized
 def test_a_quantised_base_is_not_merged_into(save):
     pytest.importorskip("torchao")
     base = load_base(str(save("llama", hidden_size=128)), AdaptConfig(quantization="int8"))

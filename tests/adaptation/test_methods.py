@@ -202,6 +202,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_model):
 
 
 @pytest.mark.parametrize("method", ["lora", "rslora", "dora", "eva"])
+@pytest.mark.quantized
 def test_adapters_learn_on_a_base_of_8_bits(method, save, tmp_path):
     pytest.importorskip("torchao")
     folder = save("llama", hidden_size=128, initializer_range=0.05)
@@ -218,6 +219,7 @@ def test_adapters_learn_on_a_base_of_8_bits(method, save, tmp_path):
     assert 0 < error < 0.05  # what 8 bits cost
 
 
+@pytest.mark.quantized
 def test_adapters_learn_on_a_base_of_4_bits(save, monkeypatch):
     pytest.importorskip("bitsandbytes")
     from transformers import BitsAndBytesConfig
@@ -237,6 +239,7 @@ def test_adapters_learn_on_a_base_of_4_bits(save, monkeypatch):
     assert losses[-1] < losses[0] - 1
 
 
+@pytest.mark.quantized
 def test_methods_that_change_the_base_refuse_a_quantised_one(save):
     pytest.importorskip("torchao")
     base = load_base(str(save("llama", hidden_size=128)), AdaptConfig(quantization="int8"))
