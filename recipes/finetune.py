@@ -59,9 +59,9 @@ def main(config: FinetuneConfig) -> dict[str, float]:
     from gpt_finetune.packaged import locate
     from gpt_finetune.supervised.prepare import prepare_examples
 
-    base = locate(config.model)
-    require_positions(read_architecture(base), "data.max_length", config.data.max_length)
-    tokenizer = load_tokenizer(locate(config.tokenizer) if config.tokenizer else base)
+    path = locate(config.model)
+    require_positions(read_architecture(path), "data.max_length", config.data.max_length)
+    tokenizer = load_tokenizer(locate(config.tokenizer) if config.tokenizer else path)
     if config.preview:
         from rich.console import Console
 
@@ -84,9 +84,8 @@ def main(config: FinetuneConfig) -> dict[str, float]:
             data = prepare_examples(config.data, tokenizer)
         arguments.eval_on_start = data.validation is not None and launched.checkpoint is None
         set_seed(config.train.seed)
-        model = load_base(base, config.adapt, config.attn_implementation)
-        facts = {"base_model": config.model, "base_fingerprint": fingerprint_of(model), "method": config.adapt.method}
-        facts["added_tokens"] = data.added
+        model = load_base(path, config.adapt, config.attn_implementation)
+        base = {"base_model": config.model, "base_fingerprint": fingerprint_of(model)}
         new_rows = grow(model, data.tokenizer, data.added)
         batches = DataLoader(data.train, config.train.batch_size, collate_fn=data.collate)
         model = adapt(model, config.adapt, new_rows=new_rows, example_batches=batches)
@@ -104,7 +103,8 @@ def main(config: FinetuneConfig) -> dict[str, float]:
             prompts=data.prompts,
             answering=config.answer,
         )
-        launched.describe(trainer, data, config, config.data.max_length, **facts)
+        changes = {"method": config.adapt.method, "added_tokens": data.added}
+        launched.describe(trainer, data, config, config.data.max_length, **base, **changes)
         trainer.train(resume_from_checkpoint=launched.checkpoint)
         figures = trainer.final_figures()
         launched.finish(trainer, figures, before=trainer.before())

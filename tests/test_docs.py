@@ -92,6 +92,27 @@ def test_figures_of_the_architectures_are_those_measured(name):
 
 
 @pytest.mark.parametrize("name", READMES)
+def test_figures_of_fine_tuning_are_those_measured(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    dialogue, adaptation = result("dialogue"), result("adaptation")
+    figures, runs = dialogue["figures"], dialogue["runs"]
+    for language in ("english", "chinese"):
+        base, lora, full = (figures[model][language] for model in ("base", "lora", "full"))
+        for key, form in (("eval_loss", ".2f"), ("chrf", ".1f"), ("stop_rate", ".0%")):
+            assert f"{base[key]:{form}} / **{lora[key]:{form}}** / {full[key]:{form}}" in text
+        # what it is for: better than the base in each language
+        assert lora["eval_loss"] < base["eval_loss"]
+        assert lora["chrf"] > base["chrf"]
+        assert lora["stop_rate"] > base["stop_rate"]
+    assert f"{runs['lora']['share_trained']:.2%}" in text
+    assert runs["lora"]["share_trained"] < 0.02
+    assert f"{abs(dialogue['loss_of_lora_above_full']):.1%}" in text
+    assert dialogue["loss_of_lora_above_full"] < 0.05
+    assert f"{adaptation['share_of_memory']:.0%}" in text
+    assert adaptation["share_of_memory"] <= 0.7
+
+
+@pytest.mark.parametrize("name", READMES)
 def test_the_card_shown_is_the_card_printed(name, capsys):
     text = (ROOT / name).read_text(encoding="utf-8")
     (shown,) = re.findall(r"```text\n(Parameters\n.*?)```", text, flags=re.DOTALL)

@@ -104,7 +104,7 @@ def test_words():
     assert not is_unspaced(["한국어 텍스트"])
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", TEXT_METRICS)
 def test_each_is_a_metric_of_evaluate(name, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path / "cache"))
     metric = load(name)

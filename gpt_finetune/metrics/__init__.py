@@ -1,4 +1,4 @@
-"""Metrics: `evaluate`'s API over sacrebleu and rouge-score, and nothing that is fetched. Start at `text_metrics`."""
+"""Metrics: `evaluate`'s API over sacrebleu, rouge-score and scikit-learn, all offline. Start at `load`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 from evaluate import Metric
 
 from gpt_finetune.errors import InputError, did_you_mean
+from gpt_finetune.metrics.labels import LABEL_METRICS
 from gpt_finetune.metrics.text import TEXT_METRICS
 
 __all__ = ["METRICS", "load", "text_metrics"]
 
 # name -> class; each instance computes one or more figures
-METRICS: dict[str, type[Metric]] = {**TEXT_METRICS}
+METRICS: dict[str, type[Metric]] = {**TEXT_METRICS, **LABEL_METRICS}
 
 
 def load(name: str, **options: Any) -> Metric:

@@ -19,6 +19,7 @@ from gpt_finetune.report.summary import PERCENT, count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # The page's CSS variables, each with the colour that stands for it while drawing (and in curves.png for good).
 COLOURS = {
@@ -64,6 +65,11 @@ class Panel:
 PANELS = (
     Panel("loss", "Loss", "nats per token", tokens=True, noisy=True, legend=True),
     Panel("bits_per_byte", "Bits per byte", "bits per byte", baselines=True, tokens=True, noisy=True),
+    Panel("accuracy", "Accuracy", "share of the texts", baselines=True),
+    Panel("macro_f1", "Macro F1", "of 1", baselines=True),
+    Panel("micro_f1", "Micro F1", "of 1", baselines=True),
+    Panel("mse", "Mean squared error", baselines=True),
+    Panel("pearson", "Pearson correlation", "of 1", baselines=True),
     Panel("chrf", "chrF of the answers", "of 100", from_zero=True),
     Panel("stop_rate", "Answers that the model ended", "share of the answers", from_zero=True),
     Panel("learning_rate", "Learning rate", tokens=True, from_zero=True),
@@ -91,7 +97,7 @@ def write_curves(run_dir: Path) -> Path:
     """
     run = read_run(run_dir)
     path = run.directory / "curves.png"
-    with _style():
+    with style():
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -144,7 +150,7 @@ def draw(axis: Axes, panel: Panel, run: Run) -> None:
         _draw_baselines(axis, {name: them[panel.key] for name, them in run.baselines.items() if panel.key in them})
 
     axis.set_title(panel.title, loc="left", fontsize=11, fontweight="bold", color=COLOURS["ink"])
-    axis.set_ylabel(panel.unit)
+    axis.set_ylabel(run.loss_unit if panel.key == "loss" else panel.unit)
     axis.set_xlabel("step")
     axis.yaxis.set_major_formatter(FuncFormatter(_percent if panel.key in PERCENT else _tick))
     axis.xaxis.set_major_formatter(FuncFormatter(_tick))
@@ -164,7 +170,7 @@ def draw(axis: Axes, panel: Panel, run: Run) -> None:
 
 def svg_panels(run: Run) -> list[tuple[str, str]]:
     """Return each panel's title and its drawing as inline SVG, coloured by the page's CSS variables."""
-    with _style():
+    with style():
         return [(panel.title, _draw_svg(panel, run)) for panel in panels_of(run)]
 
 
@@ -240,16 +246,25 @@ def _draw_svg(panel: Panel, run: Run) -> str:
 
     figure = Figure(figsize=(4.4, 2.8), layout="constrained")
     draw(figure.subplots(), panel, run)
+    return to_svg(figure, panel.key, panel.title)
+
+
+def to_svg(figure: Figure, key: str, title: str) -> str:
+    """Return a figure as inline SVG, coloured by the page's CSS variables.
+
+    Args:
+        figure: Drawn within `style`, in `COLOURS` only.
+        key: Different from that of every other picture on the page.
+        title: What it shows, for those who do not see it.
+    """
     drawn = io.StringIO()
     figure.savefig(drawn, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = drawn.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would hold for the whole page
-    svg = re.sub(
-        r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{panel.title}">', svg
-    )
+    svg = re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{title}">', svg)
     svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # names of groups, the same in every panel
-    svg = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{panel.key}-", svg)
+    svg = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{key}-", svg)
     svg = re.sub(r"font: [^;\"]*?([\d.]+px)[^;\"]*", r"font-size: \1", svg)
     svg = re.sub(r"font-family: [^;\"]+;?", "", svg)
     for name, colour in COLOURS.items():
@@ -266,7 +281,7 @@ def _percent(value: float, _position: int) -> str:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     """Set matplotlib's defaults for the time of drawing, whatever the user's own are."""
     import matplotlib
     from matplotlib import font_manager

