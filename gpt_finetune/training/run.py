@@ -21,6 +21,7 @@ from gpt_finetune.training.arguments import SampleConfig
 log = logging.getLogger(__name__)
 
 RECEIPT = "run.json"
+_KEPT: list[Any] = []  # see _part
 
 
 class Run:
@@ -212,14 +213,20 @@ class Run:
 
 
 def _part() -> None:
-    """Wait for the processes that were launched together, and close the threads that speak with them.
+    """Wait for the processes that were launched together, and close the group that they make.
 
-    A process that ends while these still run may be aborted by its C++ library, and all others with it.
+    A thread of gloo's that lets go of the last collective takes Python's lock, which the thread that drops a DDP model
+    holds while it waits for gloo's threads to end: both then wait for ever, and at the interpreter's exit the process
+    aborts. The last collective is therefore kept, so that no thread has anything to let go of.
     """
     from accelerate import PartialState
+    from torch import distributed
 
     state = PartialState()
     state.wait_for_everyone()
+    if distributed.is_initialized() and distributed.get_backend() == "gloo":
+        _KEPT.append(distributed.barrier(async_op=True))
+        _KEPT[-1].wait()
     state.destroy_process_group()
 
 
