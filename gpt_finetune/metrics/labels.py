@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import evaluate
@@ -22,7 +22,7 @@ class LabelMetric(TextMetric):
         **options: As `evaluate.Metric`.
     """
 
-    inputs: dict[str, Any]
+    inputs: ClassVar[dict[str, Any]]
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -36,7 +36,7 @@ class LabelMetric(TextMetric):
 class Accuracy(LabelMetric):
     """Share of texts whose label is the right one; 0 to 1."""
 
-    inputs = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}  # noqa: RUF012
+    inputs: ClassVar[dict[str, Any]] = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         from sklearn.metrics import accuracy_score
@@ -65,7 +65,7 @@ class SeveralLabels(LabelMetric):
     And how many texts have exactly the right labels. 0 to 1.
     """
 
-    inputs = {  # noqa: RUF012
+    inputs: ClassVar[dict[str, Any]] = {
         "predictions": datasets.Sequence(datasets.Value("int64")),
         "references": datasets.Sequence(datasets.Value("int64")),
     }
@@ -92,7 +92,7 @@ class Calibration(LabelMetric):
     """
 
     citation = "Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv:1706.04599, section 2"
-    inputs = {  # noqa: RUF012
+    inputs: ClassVar[dict[str, Any]] = {
         "predictions": datasets.Sequence(datasets.Value("float64")),
         "references": datasets.Value("int64"),
     }
@@ -114,7 +114,10 @@ class Calibration(LabelMetric):
 class Regression(LabelMetric):
     """Mean squared error, and Pearson's correlation of numbers; the latter is 0 where one side never varies."""
 
-    inputs = {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}  # noqa: RUF012
+    inputs: ClassVar[dict[str, Any]] = {
+        "predictions": datasets.Value("float64"),
+        "references": datasets.Value("float64"),
+    }
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         from sklearn.metrics import mean_squared_error

@@ -62,14 +62,27 @@ class ExampleSourceConfig:
             InputError: A field cannot be used.
         """
         self.as_source().validate(prefix)
-        problem = ""
-        if self.path.startswith("embedded:"):
-            problem = "an embedded corpus holds documents, not examples"
-        elif self.path.startswith(PACKAGE) and "/" not in self.path:
-            problem = "it names no file of the package"
-        if problem:
-            remedy = "Give a file, a folder, hub:owner/name or e.g. package:chatterbot-corpus/english.jsonl"
-            raise InputError(f"{prefix}.path", self.path, problem, remedy)
+        check_path(self.path, prefix)
+
+
+def check_path(path: str, prefix: str) -> None:
+    """Refuse places that hold no rows.
+
+    Args:
+        path: What the user gave.
+        prefix: Dotted key of the source; it opens the error message.
+
+    Raises:
+        InputError: It is a corpus of documents, or a package without a file.
+    """
+    problem = ""
+    if path.startswith("embedded:"):
+        problem = "an embedded corpus holds documents, not rows"
+    elif path.startswith(PACKAGE) and "/" not in path:
+        problem = "it names no file of the package"
+    if problem:
+        remedy = "Give a file, a folder, hub:owner/name or e.g. package:chatterbot-corpus/english.jsonl"
+        raise InputError(f"{prefix}.path", path, problem, remedy)
 
 
 @dataclass

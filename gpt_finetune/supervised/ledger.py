@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from gpt_finetune.data.ledger import aligned
+
 FATES = ("train", "trained", "validation", "masked", "dropped")
 # Why an example is left out, in the order of the table.
 REASONS = ("duplicate", "held_out", "too_long", "answer_cut", "weight")
@@ -159,10 +161,4 @@ class ExampleLedger:
         for source, unit, got in counts:
             got = {"train": got.get("trained"), **got}
             rows.append([source, unit, *("" if got.get(name) is None else f"{got[name]:,}" for name in used)])
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        )
+        return aligned(rows)

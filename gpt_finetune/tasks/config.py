@@ -7,7 +7,7 @@ from typing import Literal
 
 from gpt_finetune.data.config import SourceConfig
 from gpt_finetune.errors import InputError, did_you_mean
-from gpt_finetune.supervised.config import PACKAGE
+from gpt_finetune.supervised.config import check_path
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 # problem -> (the figure that leads, all of them)
@@ -64,14 +64,7 @@ class RowSourceConfig:
             InputError: A field cannot be used.
         """
         self.as_source().validate(prefix)
-        problem = ""
-        if self.path.startswith("embedded:"):
-            problem = "an embedded corpus holds documents, not rows"
-        elif self.path.startswith(PACKAGE) and "/" not in self.path:
-            problem = "it names no file of the package"
-        if problem:
-            remedy = "Give a file, a folder, hub:owner/name or package:name/file"
-            raise InputError(f"{prefix}.path", self.path, problem, remedy)
+        check_path(self.path, prefix)
 
 
 @dataclass
