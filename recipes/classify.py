@@ -78,7 +78,7 @@ def main(config: ClassifyConfig) -> dict[str, float]:
         wanted = config.judge.baselines and launched.main
         others = run_baselines(data.labels.problem, sides[0], data.targets["train"], sides[1]) if wanted else {}
         set_seed(config.train.seed)
-        model = heads.load_with_head(base, data.labels, config.adapt, data.collate.pad_id, config.attn_implementation)
+        model = heads.load_with_head(base, heads.CLASSIFIER, data.settings(), config.adapt, config.attn_implementation)
         facts = {"base_model": config.model, "method": config.adapt.method}
         model = adapt(model, config.adapt, example_batches=training.unlabelled(data, config.train.batch_size))
         trainer = training.TaskTrainer(
@@ -96,7 +96,7 @@ def main(config: ClassifyConfig) -> dict[str, float]:
         launched.describe(trainer, data, config, config.data.max_length, **facts)
         trainer.train(resume_from_checkpoint=launched.checkpoint)
         figures = trainer.final_figures()
-        outcome = judge(data, trainer.logits, others, config.judge)
+        outcome = judge(data, trainer.outputs, others, config.judge)
         launched.receipt |= {"baselines": outcome.baselines, "task": outcome.section}
         if config.judge.merge:
             trainer.model = heads.merged(trainer.model, config.adapt)

@@ -6,14 +6,15 @@ The head is that of Radford et al. 2018 (GPT-1), section 3.2: a linear layer ove
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
 
 from gpt_finetune.adaptation.config import AdaptConfig
+from gpt_finetune.data.readers import Record
 from gpt_finetune.errors import InputError
 from gpt_finetune.tasks.config import REGRESSION, SINGLE, ClassifyDataConfig
 from gpt_finetune.tasks.features import LabelCollator, LabelledRows, TextEncoder
@@ -21,6 +22,7 @@ from gpt_finetune.tasks.judging import measure
 from gpt_finetune.tasks.labels import LabelReader, Labels
 from gpt_finetune.tasks.ledger import TaskLedger
 from gpt_finetune.tasks.rows import TaskRow, read_all
+from gpt_finetune.tasks.sources import column_of, text_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,9 +65,13 @@ class PreparedTask:
         """UTF-8 bytes of the held-out texts."""
         return sum(len(row.text.encode()) for row in self.texts["validation"])
 
-    def measure(self, logits: np.ndarray) -> dict[str, float]:
-        """Return the figures of what the model says of the held-out texts, (N, L)."""
-        return measure(self.labels.problem, logits, self.targets["validation"])
+    def settings(self) -> dict[str, Any]:
+        """Return what the model's configuration is to say of the task."""
+        return self.labels.settings() | {"pad_token_id": self.collate.pad_id}
+
+    def measure(self, logits: Sequence[np.ndarray]) -> dict[str, float]:
+        """Return the figures of what the model says of the held-out texts, N times (L,)."""
+        return measure(self.labels.problem, np.stack(logits), self.targets["validation"])
 
 
 def prepare_task(config: ClassifyDataConfig, tokenizer: PreTrainedTokenizerBase) -> PreparedTask:
@@ -80,7 +86,12 @@ def prepare_task(config: ClassifyDataConfig, tokenizer: PreTrainedTokenizerBase)
     """
     config.validate()
     reader = LabelReader(config.problem_type, config.label_column)
-    rows = read_all(config, reader)
+
+    def read(record: Record) -> tuple[str, Any]:
+        text = text_in(column_of(record, config.text_column, "data.text_column"), record.origin)
+        return text, reader(column_of(record, config.label_column, "data.label_column"), record.origin)
+
+    rows = read_all(config, read)
     given = len(config.validation)
     kept = [row for row in rows if row.fate in ("train", "validation")]
     labels = reader.fit([row.target for row in kept if row.source >= given])

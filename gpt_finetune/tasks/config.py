@@ -68,8 +68,8 @@ class RowSourceConfig:
 
 
 @dataclass
-class ClassifyDataConfig:
-    """Which texts with labels to learn from, and how they become rows of tokens.
+class TaskDataConfig:
+    """Which rows to learn from, and which to hold out.
 
     Equal texts (Unicode forms, case and spaces apart) are on one side of the split, whatever else is set.
 
@@ -77,34 +77,24 @@ class ClassifyDataConfig:
         sources: Where the training rows come from.
         validation: Where the held-out rows come from. Empty: they are split off the training rows. A training row whose
             text is also held out is dropped, and counted.
-        text_column: Column of the text.
-        label_column: Column of the label: a text, an integer or a boolean; a list of them for several labels; a number
-            for regression.
-        problem_type: What labels mean. auto: a list means several labels, anything else one.
         validation_fraction: Share of the distinct texts to hold out when `validation` is empty; chosen by hash.
         folds: Part the texts by hash into so many folds, and hold out the one of number `fold`; null does not.
         fold: Which fold to hold out, from 0.
-        deduplicate: Drop rows whose text has been seen before. Texts that bear different labels are dropped in any
-            case, all their rows, and counted.
-        max_length: Tokens of a text, and of a packed row; what is longer loses its end, and is counted.
+        deduplicate: Drop rows that have been seen before. Rows of one text that contradict each other are dropped in
+            any case, all of them, and counted.
+        max_length: Tokens of a text, or of each part that a task makes of it.
         strict: Refuse texts that are too long.
-        packing: Put several texts into a training row. They do not see each other, and each is scored by its own last
-            token. Without it, each has a row, and batches are of similar length.
         seed: Seed of the split.
     """
 
     sources: list[RowSourceConfig] = field(default_factory=list)
     validation: list[RowSourceConfig] = field(default_factory=list)
-    text_column: str = "text"
-    label_column: str = "label"
-    problem_type: Literal["auto", "single_label_classification", "multi_label_classification", "regression"] = "auto"
     validation_fraction: float = 0.1
     folds: int | None = None
     fold: int = 0
     deduplicate: bool = True
     max_length: int = 256
     strict: bool = False
-    packing: bool = True
     seed: int = 0
 
     def validate(self, prefix: str = "data") -> None:
@@ -117,13 +107,13 @@ class ClassifyDataConfig:
             InputError: A field cannot be used.
         """
         if not self.sources:
-            remedy = f"Name one source, e.g. {prefix}.sources=[{{path: reviews.jsonl}}]"
+            remedy = f"Name one source, e.g. {prefix}.sources=[{{path: rows.jsonl}}]"
             raise InputError(f"{prefix}.sources", self.sources, "there is nothing to train on", remedy)
         for key, sources in (("sources", self.sources), ("validation", self.validation)):
             for i, source in enumerate(sources):
                 source.validate(f"{prefix}.{key}[{i}]")
         if not 0 < self.validation_fraction < 1:
-            problem = "a share lies above 0 and below 1: without held-out rows nothing is known of a classifier"
+            problem = "a share lies above 0 and below 1: without held-out rows nothing is known of the model"
             raise InputError(f"{prefix}.validation_fraction", self.validation_fraction, problem, "Give e.g. 0.1")
         if self.folds is not None:
             if self.validation:
@@ -134,12 +124,43 @@ class ClassifyDataConfig:
         if not 0 <= self.fold < (self.folds or 1):
             remedy = f"Give 0 to {self.folds - 1}" if self.folds else f"Set {prefix}.folds, or leave it out"
             raise InputError(f"{prefix}.fold", self.fold, "there is no such fold", remedy)
-        if self.text_column == self.label_column:
-            problem = "text and label cannot be one column"
-            raise InputError(f"{prefix}.label_column", self.label_column, problem, "Name another")
         for key, least in (("max_length", 1), ("seed", 0)):
             if getattr(self, key) < least:
                 raise InputError(f"{prefix}.{key}", getattr(self, key), f"it is below {least}", f"Give {least} or more")
+
+
+@dataclass
+class ClassifyDataConfig(TaskDataConfig):
+    """Which texts with labels to learn from, and how they become rows of tokens.
+
+    Args:
+        text_column: Column of the text.
+        label_column: Column of the label: a text, an integer or a boolean; a list of them for several labels; a number
+            for regression.
+        problem_type: What labels mean. auto: a list means several labels, anything else one.
+        packing: Put several texts into a training row. They do not see each other, and each is scored by its own last
+            token. Without it, each has a row, and batches are of similar length. What is longer than a row loses its
+            end, and is counted.
+    """
+
+    text_column: str = "text"
+    label_column: str = "label"
+    problem_type: Literal["auto", "single_label_classification", "multi_label_classification", "regression"] = "auto"
+    packing: bool = True
+
+    def validate(self, prefix: str = "data") -> None:
+        """Check every field, sources included; costs nothing.
+
+        Args:
+            prefix: Dotted key under which the user wrote this config; it opens the error message.
+
+        Raises:
+            InputError: A field cannot be used.
+        """
+        super().validate(prefix)
+        if self.text_column == self.label_column:
+            problem = "text and label cannot be one column"
+            raise InputError(f"{prefix}.label_column", self.label_column, problem, "Name another")
 
 
 @dataclass

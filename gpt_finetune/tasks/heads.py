@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from gpt_finetune.tasks.labels import Labels
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+CLASSIFIER = "GPTForSequenceClassification"
 HEAD = "ForSequenceClassification"
 RECEIPT = "run.json"
 
@@ -41,16 +43,20 @@ def padded_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Pre
 
 
 def load_with_head(
-    path: str, labels: Labels, adapt: AdaptConfig, pad_token_id: int, attn_implementation: str | None = None
+    path: str,
+    head: str,
+    settings: Mapping[str, Any],
+    adapt: AdaptConfig,
+    attn_implementation: str | None = None,
 ) -> PreTrainedModel:
-    """Load a checkpoint with a new head for labels, in float32 or with its linear layers in fewer bits.
+    """Load a checkpoint with a new head, in float32 or with its linear layers in fewer bits.
 
     Args:
-        path: Folder or Hub id of a checkpoint of ours or of a dialect that we read, or a packaged model's name. A
-            classifier of as many labels goes on from its head.
-        labels: What there is to tell apart; their names go into the configuration.
+        path: Folder or Hub id of a checkpoint of ours or of a dialect that we read, or a packaged model's name. One
+            that has this head, and as many labels, goes on from it.
+        head: Name of the class, e.g. `CLASSIFIER`.
+        settings: Further fields of its configuration, such as the labels' names.
         adapt: The section; `quantization` counts.
-        pad_token_id: The tokenizer's.
         attn_implementation: Attention backend; None lets transformers choose.
 
     Raises:
@@ -58,20 +64,17 @@ def load_with_head(
     """
     import transformers
 
-    from gpt_finetune import GPTConfig, GPTForSequenceClassification
+    import gpt_finetune
 
     adapt.validate()
     where = locate(path)
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # it would report the head as missing, which we know
     try:
-        config = GPTConfig.from_pretrained(where)
-        config.num_labels = len(labels.names)
-        config.id2label = dict(enumerate(labels.names))
-        config.label2id = {name: i for i, name in enumerate(labels.names)}
-        config.problem_type = labels.problem
-        config.pad_token_id = pad_token_id
-        return GPTForSequenceClassification.from_pretrained(
+        config = gpt_finetune.GPTConfig.from_pretrained(where)
+        for name, value in settings.items():
+            setattr(config, name, value)
+        return getattr(gpt_finetune, head).from_pretrained(
             where,
             config=config,
             dtype="float32",
@@ -148,5 +151,6 @@ def _load_adapter(folder: Path) -> tuple[Any, Labels]:
     if not base or tokenizer is None:
         problem = "the adapter names no base, or has no tokenizer"
         raise InputError("model", str(folder), problem, "Give the folder as the run left it")
-    model = load_with_head(base, labels, AdaptConfig(), int(tokenizer.pad_token_id))
+    settings = labels.settings() | {"pad_token_id": int(tokenizer.pad_token_id)}
+    model = load_with_head(base, CLASSIFIER, settings, AdaptConfig())
     return load_adapters(model, {"adapter": folder}), labels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,19 +69,21 @@ def _calibration(logits: np.ndarray, references: np.ndarray) -> dict[str, Any]:
     return metrics.load("calibration").compute(predictions=probabilities, references=references.tolist())
 
 
-def judge(data: PreparedTask, logits: np.ndarray, baselines: Mapping[str, Baseline], config: JudgeConfig) -> Outcome:
+def judge(
+    data: PreparedTask, said: Sequence[np.ndarray], baselines: Mapping[str, Baseline], config: JudgeConfig
+) -> Outcome:
     """Measure a model beside its baselines, and say how sure that is.
 
     Args:
         data: The rows.
-        logits: What the model says of the held-out texts (N, L).
+        said: Logits of the held-out texts, N times (L,).
         baselines: What others say, by name.
         config: The section.
 
     Returns:
         Figures of the baselines, and the report's section.
     """
-    problem, right = data.labels.problem, data.targets["validation"]
+    problem, right, logits = data.labels.problem, data.targets["validation"], np.stack(said)
     ours = decide(problem, logits)
     leading = FIGURES[problem][0]
     draws = {

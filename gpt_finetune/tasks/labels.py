@@ -28,6 +28,15 @@ class Labels:
     problem: str
     names: tuple[str, ...]
 
+    def settings(self) -> dict[str, Any]:
+        """Return what a model's configuration says of them."""
+        return {
+            "num_labels": len(self.names),
+            "id2label": dict(enumerate(self.names)),
+            "label2id": {name: i for i, name in enumerate(self.names)},
+            "problem_type": self.problem,
+        }
+
     def encode(self, values: Sequence[Any]) -> np.ndarray:
         """Return labels as the model's loss takes them (N texts, L labels).
 

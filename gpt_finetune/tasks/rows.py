@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gpt_finetune.data.readers import Record
 from gpt_finetune.errors import InputError
-from gpt_finetune.tasks.config import ClassifyDataConfig
-from gpt_finetune.tasks.sources import column_of, place_of, read_rows, text_in, text_key
+from gpt_finetune.tasks.config import TaskDataConfig
+from gpt_finetune.tasks.sources import place_of, read_rows, text_key
 
 
 @dataclass(eq=False)
@@ -32,12 +33,12 @@ class TaskRow:
     fate: str = "train"
 
 
-def read_all(config: ClassifyDataConfig, target: Callable[[object, str], Any]) -> list[TaskRow]:
+def read_all(config: TaskDataConfig, read: Callable[[Record], tuple[str, Any]]) -> list[TaskRow]:
     """Read every row, held-out sources first, and decide what becomes of each.
 
     Args:
         config: What to read, and how to split it.
-        target: Makes a target of the label column's value and the row's origin.
+        read: Makes text and target of a record.
 
     Raises:
         InputError: A row cannot be used, or no text is left on one side.
@@ -46,9 +47,8 @@ def read_all(config: ClassifyDataConfig, target: Callable[[object, str], Any]) -
     named = [(f"data.{key}[{i}]", s) for key in ("validation", "sources") for i, s in enumerate(getattr(config, key))]
     for index, (key, source) in enumerate(named):
         for record in read_rows(source, key):
-            text = text_in(column_of(record, config.text_column, "data.text_column"), record.origin)
-            value = column_of(record, config.label_column, "data.label_column")
-            rows.append(TaskRow(text, target(value, record.origin), record.origin, index, text_key(text)))
+            text, target = read(record)
+            rows.append(TaskRow(text, target, record.origin, index, text_key(text)))
     _hold_out(rows, config)
     _drop_contradictions(rows)
     if config.deduplicate:
@@ -59,7 +59,7 @@ def read_all(config: ClassifyDataConfig, target: Callable[[object, str], Any]) -
     return rows
 
 
-def _hold_out(rows: Sequence[TaskRow], config: ClassifyDataConfig) -> None:
+def _hold_out(rows: Sequence[TaskRow], config: TaskDataConfig) -> None:
     """Hold out what the held-out sources have, a fold, or a share of the distinct texts; each text as a whole."""
     if config.validation:
         given = {row.key for row in rows if row.source < len(config.validation)}

@@ -22,7 +22,8 @@ from gpt_finetune.training.trainer import GPTTrainer
 if TYPE_CHECKING:
     from gpt_finetune.tasks.classification import PreparedTask
 
-Measure = Callable[[np.ndarray], dict[str, float]]
+# What the model says of each held-out row, in the order of their numbers -> figures
+Measure = Callable[[list[np.ndarray]], dict[str, float]]
 
 
 class TaskTrainer(GPTTrainer):
@@ -30,7 +31,7 @@ class TaskTrainer(GPTTrainer):
 
     Args:
         *args: As `GPTTrainer`. Rows of `eval_dataset` bear `numbers`, under which what is said of them is kept.
-        measure: Makes figures of the logits of all held-out texts, (N, L), in the order of their numbers.
+        measure: Makes figures of what the model says of all held-out rows, see `said`, in the order of their numbers.
         class_weights: Weight of each label in the training loss (L,); None weighs all alike. The evaluation loss is
             never weighted.
         **kwargs: As `GPTTrainer`.
@@ -43,8 +44,8 @@ class TaskTrainer(GPTTrainer):
             kwargs["compute_loss_func"] = WeightedLoss(class_weights)
         super().__init__(*args, **kwargs)
         self.measure = measure
-        self.logits = np.empty((0, 0))  # of the last evaluation
-        self._said: list[tuple[list[int], np.ndarray]] = []
+        self.outputs: list[np.ndarray] = []  # of the last evaluation, one a row
+        self._said: list[tuple[list[int], list[np.ndarray]]] = []
         self._logs = True
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -55,12 +56,21 @@ class TaskTrainer(GPTTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
     ) -> Any:
-        """Evaluate one batch, and keep its logits."""
+        """Evaluate one batch, and keep what the model says of it."""
         inputs = dict(inputs)
         numbers = inputs.pop("numbers").tolist()
         loss, logits, _ = super().prediction_step(model, inputs, False, *args, **kwargs)
-        self._said.append((numbers, logits.float().cpu().numpy()))
+        self._said.append((numbers, self.said(logits, inputs)))
         return loss, None, None
+
+    def said(self, logits: Any, inputs: dict[str, Any]) -> list[np.ndarray]:
+        """Return of each numbered row of a batch what `measure` needs of it: here its logits (L,).
+
+        Args:
+            logits: As the model returns them; several, as a tuple.
+            inputs: The batch, labels among it.
+        """
+        return list(logits.float().cpu().numpy())
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Evaluate as ever, and measure what all processes have said."""
@@ -68,8 +78,8 @@ class TaskTrainer(GPTTrainer):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         output.metrics.pop(f"{metric_key_prefix}_tokens", None)  # what was counted are labels
         said = dict(pair for numbers, rows in gather_object(self._said) for pair in zip(numbers, rows, strict=True))
-        self.logits = np.stack([said[number] for number in range(len(said))])
-        figures = self.measure(self.logits)
+        self.outputs = [said[number] for number in range(len(said))]
+        figures = self.measure(self.outputs)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
         return output
 
@@ -80,7 +90,7 @@ class TaskTrainer(GPTTrainer):
         """
         self._logs = not self._evaluated(self.state.global_step)
         evaluation = self.evaluate()
-        return self._named(evaluation) | self.measure(self.logits) | self.summary()
+        return self._named(evaluation) | self.measure(self.outputs) | self.summary()
 
 
 class WeightedLoss:
