@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from gpt_finetune.errors import InputError
 from gpt_finetune.model import GPTConfig
 from gpt_finetune.model.layers_gpt import GPTExperts, GPTRouter
+from gpt_finetune.model.loss_gpt import rows_at_once
 from gpt_finetune.model.modeling_gpt import GPTWithLMHead
 from gpt_finetune.report.summary import count, size
 
@@ -109,6 +110,7 @@ def estimate(
         "gradients": train_width * total,
         "AdamW's moments": 2 * train_width * total,
         "activations": tokens * estimate_activations(config, width, train_width),
+        "logits": logits_at_once(config, tokens, width),
     }
     return Costs(
         context_length=context_length,
@@ -228,9 +230,10 @@ def activations_by_part(config: PreTrainedConfig, width: int, stream_width: int)
     """Estimate the bytes that a token's forward pass leaves in one layer, and at the end of the model.
 
     A layer keeps the inputs and outputs of its two norms, queries, keys, values and what attention made of them (a
-    fused kernel's; the plain one keeps all scores too), and the MLP's inner values. At the end come the logits, the
-    logarithms of their softmax and the gradient, both in float32. Dropout's masks and what an allocator wastes are not
-    counted. In the manner of Korthikanti et al. 2022 (arXiv:2205.05198) section 4, recounted for a fused kernel.
+    fused kernel's; the plain one keeps all scores too), and the MLP's inner values. At the end come the last norm and
+    what the loss has for it as a gradient; for logits see `logits_at_once`. Dropout's masks and what an allocator
+    wastes are not counted. In the manner of Korthikanti et al. 2022 (arXiv:2205.05198) section 4, recounted for a fused
+    kernel.
 
     Args:
         config: The architecture.
@@ -248,8 +251,19 @@ def activations_by_part(config: PreTrainedConfig, width: int, stream_width: int)
     layer = 2 * hidden * stream_width + (2 * hidden + attention + mlp) * width
     if config.add_cross_attention:
         layer += hidden * stream_width + (hidden + attention) * width
-    head = 2 * hidden * stream_width + config.vocab_size * (width + 8)
-    return layer, head
+    return layer, 2 * hidden * (stream_width + width)
+
+
+def logits_at_once(config: PreTrainedConfig, tokens: int, width: int) -> int:
+    """Return the bytes of the logits that training holds at a time: in float32, and in what products take.
+
+    Args:
+        config: The architecture.
+        tokens: Of a forward pass.
+        width: Bytes of a computed number.
+    """
+    pieces = min(tokens, rows_at_once(config.vocab_size))
+    return pieces * config.vocab_size * (4 if width == 4 else 4 + width)
 
 
 # --------------------------------------------------------------------------------------------------------- words
@@ -318,6 +332,7 @@ __all__ = [
     "estimate_activations",
     "flops_per_token",
     "forward_flops",
+    "logits_at_once",
     "parameters_by_part",
     "tables",
 ]

@@ -25,7 +25,7 @@ def _checked(save: Callable[..., Any]) -> Callable[..., Any]:
         from gpt_finetune.hub.travel import check_class, written_class  # brings much that only saving needs
 
         if isinstance(self, GPTPreTrainedModel):
-            self.config._refuse_unknown(self.config.to_diff_dict())  # saved last, asked first
+            self.config.refuse_unknown_fields()  # saved last, asked first
             check_class(type(self.config))
         check_class(type(self))
         with _named_as(type(self), written_class(type(self))):

@@ -98,6 +98,7 @@ def main(config: FinetuneConfig) -> dict[str, float]:
             processing_class=data.tokenizer,
             callbacks=launched.callbacks(),
             optimizer_cls_and_kwargs=custom_optimizer(config.train),
+            z_loss=config.train.z_loss,
             tokens_per_byte=data.tokens_per_byte,
             eval_tokens_per_byte=data.eval_tokens_per_byte,
             prompts=data.prompts,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpt_finetune.costs import activations_by_part
+from gpt_finetune.costs import activations_by_part, logits_at_once
 from gpt_finetune.report.summary import count, size
 
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
@@ -65,13 +65,19 @@ def describe(
     masks are not counted.
 
     Args:
-        model: A model of ours, with adapters or without.
+        model: A model of ours, with adapters or without, or an encoder-decoder of two.
         batch_size: Rows of one forward pass.
-        sequence_length: Tokens of a row.
+        sequence_length: Tokens of a row; of an encoder-decoder, of what each half gets.
         optimizer_states: Numbers that the optimiser keeps for each trained one: 2 of AdamW, 1 of Muon, 0 of plain SGD.
         dtype: Precision of computing; where that is not float32, autocast copies each matrix.
         checkpointing: Layers keep their input only (gradient checkpointing).
     """
+    if getattr(model.config, "is_encoder_decoder", False):
+        options: dict[str, Any] = {"dtype": dtype, "checkpointing": checkpointing}
+        halves = [model.get_submodule(name) for name in ("encoder", "decoder")]
+        found = [describe(half, batch_size, sequence_length, optimizer_states, **options) for half in halves]
+        sums = {name: sum(half.parts.get(name, 0) for half in found) for half in found for name in half.parts}
+        return Memory(sum(half.parameters for half in found), sum(half.trainable for half in found), sums)
     parameters = list(model.named_parameters())
     trained = {name: parameter for name, parameter in parameters if parameter.requires_grad}
     weights = sum(_bytes(parameter) for _, parameter in parameters)
@@ -85,10 +91,16 @@ def describe(
         "gradients": gradients,
         "optimiser's states": optimizer_states * gradients,
         "activations": batch_size * sequence_length * _activations(model, trained, width, checkpointing),
+        "logits": logits_at_once(model.config, batch_size * sequence_length, width) if _writes(model) else 0,
     }
     held = {name: number for name, number in parts.items() if number}
     total = sum(_count(parameter) for _, parameter in parameters)
     return Memory(total, sum(parameter.numel() for parameter in trained.values()), held)
+
+
+def _writes(model: Any) -> bool:
+    """Tell whether a model has logits over the vocabulary."""
+    return model.get_output_embeddings() is not None
 
 
 def _activations(model: Any, trained: dict[str, nn.Parameter], width: int, checkpointing: bool) -> int:

@@ -272,9 +272,13 @@ class GPTConfig(PreTrainedConfig):
             self.rope_parameters = None
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Save, unless an attribute was set that is no field: `config.json` would not load with it."""
-        self._refuse_unknown(self.to_diff_dict())
+        """Save, unless `refuse_unknown_fields` has something to refuse."""
+        self.refuse_unknown_fields()
         super().save_pretrained(*args, **kwargs)
+
+    def refuse_unknown_fields(self) -> None:
+        """Raise a ValueError if an attribute was set that is no field: `config.json` would not load with it."""
+        self._refuse_unknown(self.to_diff_dict())
 
     def _refuse_unknown(self, values: dict[str, Any]) -> None:
         generation_keys = GenerationConfig._get_default_generation_params().keys()

@@ -32,6 +32,7 @@ from .attention_gpt import GPTAttention, GPTCrossAttention, GPTRotaryEmbedding, 
 from .blocks_gpt import BLOCKS, GPTBlock
 from .configuration_gpt import GPTConfig
 from .layers_gpt import EMBEDDINGS, POSITIONS, GPTExperts, GPTRouter, SinusoidalPositions, make_norm
+from .loss_gpt import chunked_loss
 
 try:
     from transformers.modeling_utils import slice_logits_to_keep
@@ -300,6 +301,7 @@ class GPTForCausalLM(GPTWithLMHead, GenerationMixin):
         use_cache: bool | None = None,
         output_router_logits: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> GPTCausalLMOutput:
         """Compute logits over the next token and, given labels, the mean loss of the tokens that have one.
@@ -316,6 +318,8 @@ class GPTForCausalLM(GPTWithLMHead, GenerationMixin):
             use_cache: See `GPTModel.forward`.
             output_router_logits: Add the load-balancing loss of the experts; None takes the config's word.
             logits_to_keep: Compute logits of the last so many positions only, or of these positions; 0 means all.
+            skip_logits: Return no logits, and compute the loss piece by piece, which takes a fraction of the memory and
+                honours `label_smoothing` and `z_loss`, see `chunked_loss`. None does so in training, given labels.
             **kwargs: `num_items_in_batch` divides the summed loss instead of this batch's own count; the rest as
                 `GPTModel.forward`.
 
@@ -339,10 +343,16 @@ class GPTForCausalLM(GPTWithLMHead, GenerationMixin):
             output_router_logits=balances,
             **kwargs,
         )
-        logits = self.logits(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # (B, T, V)
+        kept = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        if skip_logits is None:
+            skip_logits = self.training and labels is not None and not hasattr(self, "_loss_function")
+        logits = None if skip_logits else self.logits(kept)  # (B, T, V)
+        kwargs |= {"labels": labels, "vocab_size": self.config.vocab_size}
         loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        if labels is not None and skip_logits:
+            loss = chunked_loss(self.lm_head, kept, cap=self.config.final_logit_softcapping, **kwargs)
+        elif labels is not None:
+            loss = self.loss_function(logits=logits, **kwargs)
         aux_loss = None
         if balances and outputs.router_logits:  # a model without experts has none
             aux_loss = self._balancing_loss(outputs.router_logits, attention_mask)

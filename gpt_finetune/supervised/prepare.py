@@ -16,7 +16,7 @@ from gpt_finetune.errors import InputError
 from gpt_finetune.generation import Prompt
 from gpt_finetune.supervised.config import ExamplesConfig
 from gpt_finetune.supervised.encoding import ExampleEncoder, Tokens
-from gpt_finetune.supervised.formats import Conversation, Example, Passage, digest, opening_order
+from gpt_finetune.supervised.formats import Example, Passage, digest, opening_order
 from gpt_finetune.supervised.ledger import ExampleLedger, SourceAccount
 from gpt_finetune.supervised.rows import Collator, ExampleRows
 from gpt_finetune.supervised.sources import read_examples
@@ -61,7 +61,7 @@ class PreparedExamples:
         train_bytes: UTF-8 bytes of what is learned in an epoch, special tokens left out.
         validation_bytes: UTF-8 bytes of what is learned in the held-out rows.
         collate: Stacks rows into a batch.
-        xz_bits_per_byte: None: a compressor cannot be told what is given and what is asked.
+        examples: The training examples as they were read, where they were asked for.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -75,7 +75,7 @@ class PreparedExamples:
     train_bytes: int
     validation_bytes: int
     collate: Callable[[Sequence[Row]], Row]
-    xz_bits_per_byte: float | None = None
+    examples: list[Example] = field(default_factory=list)
 
     @property
     def train_tokens(self) -> int:
@@ -119,12 +119,15 @@ class _Seen:
     copies: int = 0
 
 
-def prepare_examples(config: ExamplesConfig, tokenizer: PreTrainedTokenizerBase) -> PreparedExamples:
+def prepare_examples(
+    config: ExamplesConfig, tokenizer: PreTrainedTokenizerBase, *, keep_examples: bool = False
+) -> PreparedExamples:
     """Turn sources into masked rows: read, deduplicate, split, tokenize, cut, pack.
 
     Args:
         config: What to read and how.
         tokenizer: The model's; a copy of it gets what it lacks.
+        keep_examples: Return the training examples, too, as they were read.
 
     Raises:
         InputError: Something the user gave cannot be used.
@@ -167,6 +170,7 @@ def prepare_examples(config: ExamplesConfig, tokenizer: PreTrainedTokenizerBase)
         train_bytes=_learned_bytes(train, ready),
         validation_bytes=held_out.bytes,
         collate=Collator(int(ready.pad_token_id), config.max_length if config.packing else None),
+        examples=[one.example for one in kept["train"] if one.fate == "train"] if keep_examples else [],
     )
 
 
@@ -305,15 +309,9 @@ def _prompts(held_out: list[_Seen], encoder: ExampleEncoder) -> list[Prompt]:
     """Ask for the last answer of each held-out example, once where several open with the same words."""
     found: dict[str, Prompt] = {}
     for one in held_out:
-        text, example = encoder.prompt(one.example), one.example
-        if isinstance(example, Conversation):
-            before = example.messages[: example.learned[-1]]
-            shown = next(turn["content"] for turn in reversed(before) if turn["role"] == "user")
-            reference = example.messages[example.learned[-1]]["content"]
-        else:
-            shown, reference = example.prompt or "", example.completion
+        text, (shown, reference) = encoder.prompt(one.example), one.example.last
         if text is not None and reference.strip():
-            found.setdefault(text, Prompt(text, reference, shown))
+            found.setdefault(text, Prompt(text, reference, shown, one.example.columns))
     return list(found.values())
 
 

@@ -34,6 +34,8 @@ class TrainConfig:
         beta1: Decay of the first moment.
         beta2: Decay of the second moment.
         max_grad_norm: Clip the gradient's norm here; 0 does not clip.
+        z_loss: Weight of the squared logarithm of the softmax's denominator in a language model's training loss, which
+            keeps logits from drifting (PaLM, arXiv:2204.02311, section 5, has 1e-4); 0 leaves it out.
         precision: Arithmetic: auto takes bfloat16 where this machine is faster at it (measured), else float32.
             Weights stay float32.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
@@ -65,6 +67,7 @@ class TrainConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     max_grad_norm: float = 1.0
+    z_loss: float = 0.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False
@@ -96,7 +99,7 @@ class TrainConfig:
         for name in ("epochs", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise InputError(f"train.{name}", getattr(self, name), "it must be above 0", "Raise it")
-        for name in ("warmup_steps", "weight_decay", "max_grad_norm", "min_learning_rate"):
+        for name in ("warmup_steps", "weight_decay", "max_grad_norm", "min_learning_rate", "z_loss"):
             if getattr(self, name) < 0:
                 raise InputError(
                     f"train.{name}", getattr(self, name), "it must not be negative", "Raise it to 0 or more"

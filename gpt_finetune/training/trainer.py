@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,8 +13,10 @@ from transformers import Trainer
 from transformers.trainer_callback import ProgressCallback
 
 from gpt_finetune.costs import flops_per_token
+from gpt_finetune.errors import InputError
 from gpt_finetune.training.callbacks import Progress
 from gpt_finetune.training.muon import is_vector
+from gpt_finetune.training.pairs import PairLoss, decoder_inputs, is_pair
 from gpt_finetune.training.throughput import Throughput, compute_dtype, matmul_ceiling, peak_memory_mb
 
 if TYPE_CHECKING:
@@ -34,10 +37,14 @@ class GPTTrainer(Trainer):
             mapping by name where `eval_dataset` is one.
         watched: Other data sets, by name, that each evaluation of the run's own covers as well. Their figures stand in
             the same log, as `eval_<name>_loss` and so on; see `forgetting`.
+        z_loss: Weight of the z-loss in training, see `model.loss_gpt.Terms`. Like `label_smoothing_factor` among the
+            training arguments it counts in training only: the evaluation loss stays that of the data.
         **kwargs: As `transformers.Trainer`.
     """
 
     eval_dataset: Any
+    label_smoother: Any
+    compute_loss_func: Any
     # what an evaluation logs -> its name among a run's figures
     FINAL: ClassVar[dict[str, str]] = {
         "eval_loss": "eval_loss",
@@ -52,10 +59,25 @@ class GPTTrainer(Trainer):
         tokens_per_byte: float | None = None,
         eval_tokens_per_byte: float | Mapping[str, float] | None = None,
         watched: Mapping[str, Watched] | None = None,
+        z_loss: float = 0.0,
         **kwargs: Any,
     ) -> None:
         self.throughput = Throughput()
         super().__init__(*args, **kwargs)
+        base = _base_model(self.model)
+        if hasattr(base.config, "refuse_unknown_fields"):
+            base.config.refuse_unknown_fields()  # else the first save would, when the work is done
+        # A model that computes its loss piece by piece takes what would else ask for its whole logits.
+        self._pieces = "skip_logits" in inspect.signature(base.forward).parameters
+        if z_loss and not self._pieces:
+            problem = f"{type(base).__name__} has no such term in its loss"
+            raise InputError("train.z_loss", z_loss, problem, "Set it to 0")
+        self._terms = {"z_loss": z_loss} if z_loss else {}
+        if self._pieces and self.label_smoother is not None:
+            self._terms["label_smoothing"] = self.label_smoother.epsilon
+            self.label_smoother = None
+        if is_pair(self.model) and self.compute_loss_func is None:
+            self.compute_loss_func = PairLoss(self.args.label_smoothing_factor)
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(Progress)
@@ -87,7 +109,13 @@ class GPTTrainer(Trainer):
             self.throughput.count(rows.numel() * self.accelerator.num_processes)
             if self._flops_per_token is None and hasattr(self.model.config, "head_dim"):
                 self._flops_per_token = flops_per_token(self.model, rows.shape[-1])
-        return super().training_step(model, inputs, num_items_in_batch)
+        return super().training_step(model, {**inputs, **self._terms}, num_items_in_batch)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss. A pair's labels are taken away for it, so what its decoder reads is made of them before."""
+        if is_pair(self.model) and "labels" in inputs and "decoder_input_ids" not in inputs:
+            inputs = {**inputs, **decoder_inputs(self.model, inputs["labels"])}
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """Count the items that have a label; of questions with their answers' positions, which Trainer does not."""
@@ -100,10 +128,13 @@ class GPTTrainer(Trainer):
 
     # ------------------------------------------------------------------------------------------------ evaluation
 
-    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
+    ) -> Any:
         """Evaluate one batch, and add its loss to sums over tokens."""
         inputs = self._without_repeats(inputs)
-        results = super().prediction_step(model, inputs, *args, **kwargs)
+        asked = {**inputs, "skip_logits": True} if self._pieces and prediction_loss_only else inputs
+        results = super().prediction_step(model, asked, prediction_loss_only, *args, **kwargs)
         count = self._get_num_items_in_batch([inputs], self.args.device)
         if results[0] is not None and count is not None:
             # The loss came divided by the tokens of all processes, times their number: undo it, and sum locally.
@@ -226,7 +257,9 @@ class GPTTrainer(Trainer):
                     f"{key} is {loss} at step {self.state.global_step}: lower train.learning_rate "
                     f"(now {self._get_learning_rate():.3g}) or use train.precision=float32"
                 )
-            if self._loss_shifts_labels:  # a language model's loss; that of a task has no perplexity
+            if self._terms and not prefix:
+                continue  # terms on top of the data's own loss have no perplexity
+            if self._loss_shifts_labels:  # a language model's loss; that of a task has none either
                 logs[f"{prefix}perplexity"] = math.exp(min(loss, 700.0))
             ratio = self._tokens_per_byte.get(prefix)
             if ratio is not None:
@@ -257,3 +290,8 @@ class GPTTrainer(Trainer):
         rate = self.throughput.average()
         figures = {"peak_memory_mb": peak_memory_mb()}
         return figures if rate is None else {"tokens_per_second": rate, **self.utilisation(rate), **figures}
+
+
+def _base_model(model: nn.Module) -> nn.Module:
+    """Return what an adapter is on, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

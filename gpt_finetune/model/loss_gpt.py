@@ -1,0 +1,198 @@
+"""The loss of a language model, piece by piece: the logits of a whole batch are never held.
+
+The gradient of a piece is computed while its logits are there, as in Liger's fused linear cross-entropy (Hsu et al.
+2024, arXiv:2410.10989, section 3.2). Shapes: N tokens, C of them in a piece, D hidden size, V vocabulary.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+# 128 MiB in float32. Fewer make matrix products too narrow, and add up the head's gradient too often.
+LOGITS_AT_ONCE = 2**25
+
+
+class Terms(NamedTuple):
+    """What the loss is made of.
+
+    Args:
+        cap: Logits are kept within it, by tanh (Gemma Team 2024, arXiv:2408.00118, section 2); None leaves them.
+        smoothing: Share of the target that is spread over the vocabulary (Szegedy et al. 2015, arXiv:1512.00567,
+            section 7).
+        z_loss: Weight of the squared logarithm of the softmax's denominator (PaLM, arXiv:2204.02311, section 5).
+    """
+
+    cap: float | None = None
+    smoothing: float = 0.0
+    z_loss: float = 0.0
+
+
+def chunked_loss(
+    head: nn.Module,
+    hidden_states: torch.Tensor,
+    labels: torch.Tensor,
+    vocab_size: int,
+    cap: float | None = None,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    shift_labels: torch.Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    **_: Any,
+) -> torch.Tensor:
+    """Return the loss of the next tokens, as transformers' `ForCausalLMLoss` has it from their logits.
+
+    Tokens without a label cost nothing. A plain linear head has its gradients when this returns; any other, be it
+    adapted, quantised or sharded, is run piece by piece, and again in the backward pass.
+
+    Args:
+        head: Makes logits (C, V) of hidden states (C, D).
+        hidden_states: (B, T, D).
+        labels: (B, T), aligned with the input: the shift happens here.
+        vocab_size: V.
+        cap: See `Terms`.
+        num_items_in_batch: Divides the sum of losses; None divides by the tokens that have a label.
+        shift_labels: Labels that are shifted already (B, T), instead of `labels`.
+        ignore_index: Label of tokens that bear no loss.
+        label_smoothing: See `Terms`.
+        z_loss: See `Terms`.
+    """
+    if shift_labels is None:
+        shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+    targets = shift_labels.reshape(-1).to(hidden_states.device)
+    hidden = hidden_states.reshape(-1, hidden_states.shape[-1])
+    learned = targets != ignore_index
+    items = learned.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch).to(hidden.device)
+    if torch.compiler.is_compiling():  # shapes must not depend on data
+        targets, mask = targets.clamp(min=0), learned.float()
+    else:
+        places = learned.nonzero().squeeze(1)
+        hidden, targets, mask = hidden[places], targets[places], torch.ones(len(places), device=hidden.device)
+    terms = Terms(cap, label_smoothing, z_loss)
+    if is_plain(head):
+        return _LinearLoss.apply(hidden, head.weight, head.bias, targets, mask, terms) / items
+    step = rows_at_once(vocab_size)
+    pieces = zip(hidden.split(step), targets.split(step), mask.split(step), strict=True)
+    losses = [checkpoint(piece_loss, head, *piece, terms, use_reentrant=False) for piece in pieces]
+    return torch.stack(losses).sum() / items
+
+
+def is_plain(head: nn.Module) -> bool:
+    """Tell whether a head is a linear layer and nothing else: no adapter, hook, quantised or sharded weight."""
+    return (
+        type(head) is nn.Linear
+        and type(head.weight) is nn.Parameter
+        and "forward" not in vars(head)
+        and not any((head._forward_hooks, head._forward_pre_hooks, head._backward_hooks, head._backward_pre_hooks))
+    )
+
+
+def rows_at_once(vocab_size: int) -> int:
+    """Return how many tokens make up a piece."""
+    return max(128, LOGITS_AT_ONCE // vocab_size)
+
+
+def piece_loss(
+    head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor, terms: Terms
+) -> torch.Tensor:
+    """Return the sum of the losses of tokens: (C, D), (C,), (C,) -> ()."""
+    logits = head(hidden).float()
+    if terms.cap is not None:
+        logits = terms.cap * torch.tanh(logits / terms.cap)
+    losses = nn.functional.cross_entropy(logits, targets, reduction="none", label_smoothing=terms.smoothing)
+    return (losses + terms.z_loss * logits.logsumexp(-1).square()) @ mask
+
+
+def differentiate_(logits: torch.Tensor, targets: torch.Tensor, terms: Terms, wanted: bool) -> torch.Tensor:
+    """Return the losses of logits, and put their derivatives into the logits' place: (C, V), (C, 1) -> (C, 1).
+
+    Passes over the logits are what costs time here, so that there are as few as can be.
+
+    Args:
+        logits: Float32; overwritten.
+        targets: Token ids.
+        terms: Of the loss.
+        wanted: Whether to differentiate.
+    """
+    cap, smoothing, z_loss = terms
+    slope = None
+    if cap is not None:
+        logits.div_(cap).tanh_()
+        slope = 1 - logits.square() if wanted else None
+        logits.mul_(cap)
+    right = logits.gather(1, targets)
+    mean = logits.mean(1, keepdim=True) if smoothing else 0.0
+    torch.log_softmax(logits, -1, out=logits)
+    total = right - logits.gather(1, targets)  # logarithm of the softmax's denominator
+    losses = total - (1 - smoothing) * right - smoothing * mean + z_loss * total.square()
+    if wanted:
+        logits.exp_()
+        if z_loss:
+            logits.mul_(1 + 2 * z_loss * total)
+        if smoothing:
+            logits.sub_(smoothing / logits.shape[1])
+        logits.scatter_add_(1, targets, torch.full_like(right, smoothing - 1))
+        if slope is not None:
+            logits.mul_(slope)
+    return losses
+
+
+class _LinearLoss(torch.autograd.Function):
+    """The sum of the losses over a linear head: (N, D), (V, D), (V,), (N,), (N,) -> ()."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        mask: torch.Tensor,
+        terms: Terms,
+    ) -> torch.Tensor:
+        """Go through the pieces; sums are float32 whatever the products are computed in."""
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        exact = dtype == torch.float32
+        matrix, step = weight.to(dtype), rows_at_once(len(weight))
+        buffer = hidden.new_empty((min(step, len(hidden)), len(weight)), dtype=torch.float32)
+        wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]
+        grads = [
+            torch.zeros_like(given, dtype=torch.float32) if needed else None
+            for given, needed in zip((hidden, weight, bias), wanted, strict=True)
+        ]
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        with torch.autocast(device, enabled=False):
+            for begin in range(0, len(hidden), step):
+                here = slice(begin, begin + step)
+                rows, mine = hidden[here].to(dtype), mask[here, None]
+                logits = buffer[: len(rows)]
+                if exact:
+                    torch.mm(rows, matrix.t(), out=logits)
+                else:
+                    logits.copy_(rows @ matrix.t())
+                if bias is not None:
+                    logits.add_(bias)
+                loss += (differentiate_(logits, targets[here, None], terms, any(wanted)) * mine).sum()
+                slopes = logits.to(dtype)
+                if grads[0] is not None:
+                    grads[0][here] = (slopes @ matrix) * mine
+                if grads[1] is not None and exact:
+                    torch.addmm(grads[1], slopes.t(), rows * mine, out=grads[1])
+                elif grads[1] is not None:
+                    grads[1].add_(slopes.t() @ (rows * mine.to(dtype)))
+                if grads[2] is not None:
+                    grads[2].add_((logits * mine).sum(0))
+        ctx.save_for_backward(*grads)
+        ctx.dtypes = [None if given is None else given.dtype for given in (hidden, weight, bias)]
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Scale what the forward pass has left; in place, since nothing else needs it."""
+        grads = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return (*(None if grad is None else grad.mul_(scale).to(dtype) for grad, dtype in grads), None, None, None)
