@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +22,13 @@ class Prompt:
         text: As the model gets it, chat template and all.
         reference: The answer, without special tokens.
         shown: As a person reads it: the last user's turn.
+        columns: Of the row, those that this turn was made of, where a template made it.
     """
 
     text: str
     reference: str
     shown: str
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ Radford et al. 2018 (GPT-1), section 3.2: a linear layer over the last token. Lo
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from gpt_finetune.adaptation.config import AdaptConfig
 from gpt_finetune.build import read_architecture, require_positions
@@ -27,8 +28,9 @@ class ClassifyConfig:
         resume: Go on from the last checkpoint in output_dir.
         overwrite: Replace the run that output_dir holds.
         model: The base: folder or Hub id of one of ours or of a dialect that gpt_finetune/conversion reads, or the name
-            of one that arrives as a package.
+            of one that arrives as a package; or `new:` and a preset, for a model from scratch with its own tokenizer.
         tokenizer: Folder or Hub id of its tokenizer; null means the base's own.
+        bidirectional: Let the model read both ways, though it learned to read to the right.
         attn_implementation: Attention backend: eager, sdpa, flex_attention, flash_attention_2; null lets transformers
             choose.
         data: The texts with their labels.
@@ -42,6 +44,7 @@ class ClassifyConfig:
     overwrite: bool = False
     model: str = "smollm2-135m-instruct"
     tokenizer: str | None = None
+    bidirectional: bool = False
     attn_implementation: str | None = None
     data: ClassifyDataConfig = field(default_factory=ClassifyDataConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
@@ -55,10 +58,11 @@ def main(config: ClassifyConfig) -> dict[str, float]:
     config.adapt.validate()
     from gpt_finetune.data.tokenizer import load_tokenizer
     from gpt_finetune.packaged import locate
-    from gpt_finetune.tasks import classification, heads
+    from gpt_finetune.tasks import classification, heads, scratch
 
     classification.check_method(config.adapt, config.data)
-    base = locate(config.model)
+    texts = partial(classification.training_texts, config.data)
+    base = scratch.find_base(config.model, config.tokenizer, config.adapt, config.train.seed, texts)
     require_positions(read_architecture(base), "data.max_length", config.data.max_length)
     given = load_tokenizer(locate(config.tokenizer) if config.tokenizer else base)
     tokenizer = heads.padded_tokenizer(given, config.data.max_length)
@@ -78,8 +82,9 @@ def main(config: ClassifyConfig) -> dict[str, float]:
         wanted = config.judge.baselines and launched.main
         others = run_baselines(data.labels.problem, sides[0], data.targets["train"], sides[1]) if wanted else {}
         set_seed(config.train.seed)
-        model = heads.load_with_head(base, heads.CLASSIFIER, data.settings(), config.adapt, config.attn_implementation)
-        facts = {"base_model": config.model, "method": config.adapt.method}
+        settings = data.settings() | ({"is_causal": False} if config.bidirectional else {})
+        model = heads.load_with_head(base, heads.CLASSIFIER, settings, config.adapt, config.attn_implementation)
+        facts = scratch.name_base(config.model) | {"method": config.adapt.method}
         model = adapt(model, config.adapt, example_batches=training.unlabelled(data, config.train.batch_size))
         trainer = training.TaskTrainer(
             model=model,

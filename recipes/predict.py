@@ -1,9 +1,11 @@
-"""Say of each text in a file what a classifier makes of it: JSON lines with label and scores, in the file's order.
+"""Say of each row of a file what a finished model makes of it, whatever its task: JSON lines, in the file's order.
 
     python recipes/predict.py --model runs/sentiment-en --input.path texts.txt
     python recipes/predict.py --model runs/sentiment-en --input.path reviews.csv text_column=review output=out.jsonl
 
-A line of a plain-text file is a text; of other files, a row is. `pipeline("text-classification")` gives the same.
+A line of a plain-text file is a row. A classifier takes texts, and says what `pipeline("text-classification")` does; a
+tagger takes texts or lists `words`, of any length, and says a tag a word, where `pipeline("token-classification")` says
+one a token; a model that answers takes rows with `question` and `context`.
 """
 
 from __future__ import annotations
@@ -20,14 +22,15 @@ from gpt_finetune.tasks.config import RowSourceConfig
 
 @dataclass
 class PredictConfig:
-    """Classify the texts of a file.
+    """Run a model over the rows of a file.
 
     Args:
-        model: Folder or Hub id of a classifier, or folder of an adapter that recipes/classify.py left.
-        input: The texts.
+        model: Folder or Hub id of a model that classifies, tags or answers, or folder of an adapter that a run left.
+        input: The rows.
         text_column: Column of the text, where there are columns.
-        batch_size: Texts a forward pass; does not change the scores.
-        max_length: Tokens of a text; what is longer loses its end. null: as many as in training.
+        batch_size: Rows a forward pass; does not change the scores.
+        max_length: Tokens that the model reads at once; a classifier does not see what is beyond. null: as many as in
+            training.
         output: JSON-lines file for the answers; null prints them.
     """
 
@@ -45,15 +48,12 @@ def main(config: PredictConfig) -> list[dict[str, object]]:
     for name in ("batch_size", "max_length"):
         if (value := getattr(config, name)) is not None and value < 1:
             raise InputError(name, value, "it must be at least 1", "Raise it")
-    from gpt_finetune.tasks.heads import load_classifier
-    from gpt_finetune.tasks.prediction import predict, read_texts
+    from gpt_finetune.tasks.prediction import load_predictor, read_records
 
-    texts, origins = read_texts(config.input, config.text_column)
-    model, tokenizer, labels = load_classifier(config.model)
-    answers = predict(model, tokenizer, labels, texts, origins, config.batch_size, config.max_length)
-    lines = [
-        json.dumps({"text": text, **answer}, ensure_ascii=False) for text, answer in zip(texts, answers, strict=True)
-    ]
+    records = read_records(config.input)
+    predict = load_predictor(config.model, config.text_column)
+    answers = predict(records, config.batch_size, config.max_length)
+    lines = [json.dumps(answer, ensure_ascii=False) for answer in answers]
     if config.output:
         Path(config.output).write_text("\n".join(lines) + "\n", encoding="utf-8")
     else:

@@ -11,6 +11,7 @@ import torch
 
 from gpt_finetune.adaptation.bases import check_base, read_config, weight_shapes
 from gpt_finetune.errors import InputError, did_you_mean
+from gpt_finetune.report.heads import find_head
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -131,11 +132,11 @@ def merge(model: PeftModel) -> PreTrainedModel:
     model.get_base_model().set_experts_implementation("eager")  # the only one that computes in float64
     probe = _probe(model)
     with torch.no_grad():
-        wanted = model(input_ids=probe).logits
+        wanted = _logits(model, probe)
         merged: Any = model.merge_and_unload(safe_merge=True)
         if merged.config.tie_word_embeddings:
             merged.tie_weights()
-        found = merged.float().double()(input_ids=probe).logits
+        found = _logits(merged.float().double(), probe)
     merged = merged.float()
     merged.set_experts_implementation(experts)
     error, scale = (found - wanted).abs().max().item(), wanted.abs().max().item()
@@ -167,6 +168,14 @@ def _rows_needed(folder: Path) -> int:
     lists = trained.values() if isinstance(trained, dict) else [trained]
     tables = [shape[0] for name, shape in weight_shapes(folder).items() if name.endswith("embed_tokens.weight")]
     return max([0, *(row + 1 for rows in lists for row in rows), *tables])
+
+
+def _logits(model: Any, probe: torch.Tensor) -> torch.Tensor:
+    """Return what a model says of rows of ids, or of each row as a question's choices; starts and ends side by side."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = find_head(type(base).__name__)
+    outputs = model(input_ids=probe[None] if head and head.task == "multiple-choice" else probe)
+    return torch.cat([value.flatten() for name, value in outputs.items() if name.endswith("logits")])
 
 
 def _probe(model: Any) -> torch.Tensor:

@@ -180,6 +180,7 @@ def _body(run: Run, head: Head) -> str:
         verdict=summary.verdict(run),
         figures=summary.figures(run),
         load_snippet=summary.load_snippet(run, head),
+        needs_package=head.needs_package,
         sources=summary.sources(run),
         ledger=summary.ledger(run),
         step=step,

@@ -1,4 +1,4 @@
-"""Metrics: `evaluate`'s API over sacrebleu, rouge-score and scikit-learn, all offline. Start at `load`."""
+"""Metrics: `evaluate`'s API over sacrebleu, rouge-score, scikit-learn and seqeval, all offline. Start at `load`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,22 @@ from typing import Any
 from evaluate import Metric
 
 from gpt_finetune.errors import InputError, did_you_mean
+from gpt_finetune.metrics.answers import ANSWER_METRICS
 from gpt_finetune.metrics.labels import LABEL_METRICS
+from gpt_finetune.metrics.sequences import SEQUENCE_METRICS
 from gpt_finetune.metrics.text import TEXT_METRICS
+from gpt_finetune.metrics.triples import Triples
 
 __all__ = ["METRICS", "load", "text_metrics"]
 
 # name -> class; each instance computes one or more figures
-METRICS: dict[str, type[Metric]] = {**TEXT_METRICS, **LABEL_METRICS}
+METRICS: dict[str, type[Metric]] = {
+    **TEXT_METRICS,
+    **LABEL_METRICS,
+    **SEQUENCE_METRICS,
+    **ANSWER_METRICS,
+    "triples": Triples,
+}
 
 
 def load(name: str, **options: Any) -> Metric:

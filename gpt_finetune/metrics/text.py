@@ -52,7 +52,7 @@ class ExactMatch(TextMetric):
     """Share of predictions equal to their reference, white space at the ends aside; 0 to 1."""
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
-        return {"exact_match": statistics.fmean(p.strip() == r.strip() for p, r in _pairs(predictions, references))}
+        return {"exact_match": statistics.fmean(exact_matches(predictions, references))}
 
 
 class Bleu(TextMetric):
@@ -65,7 +65,7 @@ class Bleu(TextMetric):
     citation = "Post 2018, A Call for Clarity in Reporting BLEU Scores, arXiv:1804.08771"
 
     def _compute(self, predictions: list[str], references: list[str], tokenize: str | None = None) -> dict[str, float]:
-        tokenize = tokenize or ("zh" if is_unspaced(references) else "13a")
+        tokenize = tokenize or bleu_tokenizer(references)
         return {"bleu": sacrebleu.corpus_bleu(list(predictions), [list(references)], tokenize=tokenize).score}
 
 
@@ -87,9 +87,7 @@ class Rouge(TextMetric):
     citation = "Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries, W04-1013"
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
-        scorer = RougeScorer(ROUGE, tokenizer=_Words())
-        scores = [scorer.score(reference, text) for text, reference in _pairs(predictions, references)]
-        return {name: statistics.fmean(score[name].fmeasure for score in scores) for name in ROUGE}
+        return {name: statistics.fmean(scores) for name, scores in rouge_scores(predictions, references).items()}
 
 
 class TokenF1(TextMetric):
@@ -98,8 +96,7 @@ class TokenF1(TextMetric):
     citation = "Rajpurkar et al. 2016, SQuAD, arXiv:1606.05250, section 6.1"
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
-        pairs = _pairs(predictions, references)
-        return {"token_f1": statistics.fmean(_f1(split_answer(p), split_answer(r)) for p, r in pairs)}
+        return {"token_f1": statistics.fmean(token_f1_scores(predictions, references))}
 
 
 TEXT_METRICS: dict[str, type[evaluate.Metric]] = {
@@ -109,6 +106,28 @@ TEXT_METRICS: dict[str, type[evaluate.Metric]] = {
     "rouge": Rouge,
     "token_f1": TokenF1,
 }
+
+
+def exact_matches(predictions: list[str], references: list[str]) -> list[float]:
+    """Return 1 for each prediction that equals its reference, white space at the ends aside, else 0."""
+    return [float(p.strip() == r.strip()) for p, r in _pairs(predictions, references)]
+
+
+def rouge_scores(predictions: list[str], references: list[str]) -> dict[str, list[float]]:
+    """Return the F-scores of each prediction, by the names in `ROUGE`."""
+    scorer = RougeScorer(ROUGE, tokenizer=_Words())
+    scores = [scorer.score(reference, text) for text, reference in _pairs(predictions, references)]
+    return {name: [score[name].fmeasure for score in scores] for name in ROUGE}
+
+
+def token_f1_scores(predictions: list[str], references: list[str]) -> list[float]:
+    """Return the F-score of the words that each prediction shares with its reference."""
+    return [_f1(split_answer(p), split_answer(r)) for p, r in _pairs(predictions, references)]
+
+
+def bleu_tokenizer(references: list[str]) -> str:
+    """Return the name of sacrebleu's tokenizer for texts like these."""
+    return "zh" if is_unspaced(references) else "13a"
 
 
 class _Words:

@@ -9,13 +9,13 @@ import unicodedata
 _UNSPACED = "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3041-\u30ff\u3100-\u312f\u31a0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
 _UNSPACED += "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 _CHARACTER = re.compile(f"[{_UNSPACED}]")
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
+WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 
 
 def split_words(text: str) -> list[str]:
     """Return the words in lower case, without punctuation; in ASCII, what rouge-score's own tokenizer returns."""
-    return _WORD.findall(text.lower())
+    return WORD.findall(text.lower())
 
 
 def split_answer(text: str) -> list[str]:

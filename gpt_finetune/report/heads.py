@@ -34,6 +34,9 @@ padded = tokenizer.pad({{"input_ids": rows}}, return_tensors="pt")
 logits = model(**{{name: rows.unsqueeze(0) for name, rows in padded.items()}}).logits[0]
 print(choices[int(logits.argmax())])"""
 
+_WRITE = """inputs = tokenizer({prompt}, return_tensors="pt")
+print(tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True)[0])"""
+
 _EMBED = """inputs = tokenizer({prompt}, return_tensors="pt")
 print(model(**inputs).last_hidden_state.shape)"""
 
@@ -48,6 +51,7 @@ class Head:
         kind: The same in words.
         use: Code that uses `tokenizer` and `model`; `{prompt}` stands for a text.
         peft: PEFT's name of it.
+        needs_package: This package must be installed to open it, whatever lies beside the weights.
     """
 
     auto: str
@@ -55,6 +59,7 @@ class Head:
     kind: str
     use: str
     peft: str | None = None
+    needs_package: bool = False
 
 
 # By the end of the architecture's name, in our models and in those of transformers.
@@ -72,6 +77,10 @@ HEADS = {
         "AutoModelForQuestionAnswering", "question-answering", "question-answering model", _ANSWER, "QUESTION_ANS"
     ),
     "ForMultipleChoice": Head("AutoModelForMultipleChoice", "multiple-choice", "multiple-choice model", _CHOOSE),
+    # transformers finds the halves' classes by their names alone, not by code beside the weights
+    "EncoderDecoderModel": Head(
+        "AutoModelForSeq2SeqLM", "text2text-generation", "encoder-decoder", _WRITE, "SEQ_2_SEQ_LM", needs_package=True
+    ),
     "Model": Head("AutoModel", "feature-extraction", "base model", _EMBED, "FEATURE_EXTRACTION"),
 }
 LANGUAGE_MODEL = HEADS["ForCausalLM"]
@@ -103,7 +112,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def load_snippet(head: Head, path: str, prompt: str, *, remote_code: bool = True) -> str:
-    """Return Python code that loads a model and uses it, in a fresh process without this package.
+    """Return Python code that loads a model and uses it, in a fresh process without this package unless it needs it.
 
     Args:
         head: The model's head.
@@ -111,9 +120,10 @@ def load_snippet(head: Head, path: str, prompt: str, *, remote_code: bool = True
         prompt: A text to try it on.
         remote_code: The model's code lies beside its weights.
     """
-    trust = ", trust_remote_code=True" if remote_code else ""
+    trust = ", trust_remote_code=True" if remote_code and not head.needs_package else ""
+    package = "import gpt_finetune  # makes its classes known\n" if head.needs_package else ""
     return f"""from transformers import {", ".join(sorted((head.auto, "AutoTokenizer")))}
-
+{package}
 path = {quote(path)}
 tokenizer = AutoTokenizer.from_pretrained(path{trust})
 model = {head.auto}.from_pretrained(path{trust})

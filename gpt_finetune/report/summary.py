@@ -29,12 +29,21 @@ METRICS = {
     "perplexity": Metric("Perplexity", "per token", 2, lower_is_better=True),
     "chrf": Metric("chrF", "of 100", 1),
     "bleu": Metric("BLEU", "of 100", 1),
+    "rouge1": Metric("ROUGE-1", "of 1"),
+    "rouge2": Metric("ROUGE-2", "of 1"),
     "rougeL": Metric("ROUGE-L", "of 1"),
     "token_f1": Metric("Token F1", "of 1"),
     "exact_match": Metric("Exact match", "of the answers"),
+    "no_answer_accuracy": Metric("Answer or none", "told rightly"),
+    "entity_f1": Metric("Entity F1", "entity F1"),
+    "entity_precision": Metric("Entity precision", "of the names told"),
+    "entity_recall": Metric("Entity recall", "of the right names"),
     "accuracy": Metric("Accuracy", "accuracy"),
     "macro_f1": Metric("Macro F1", "macro F1"),
     "micro_f1": Metric("Micro F1", "micro F1"),
+    "precision": Metric("Precision", "of what is told"),
+    "recall": Metric("Recall", "of what is right"),
+    "malformed_rate": Metric("Malformed", "of the answers", lower_is_better=True),
     "subset_accuracy": Metric("All labels right", "of the texts"),
     "mse": Metric("Mean squared error", lower_is_better=True),
     "pearson": Metric("Pearson correlation", "of 1"),
@@ -48,7 +57,7 @@ METRICS = {
 }
 # Said of the run or its data, not of how good the model is.
 COST = ("tokens_per_second", "mfu", "peak_memory_mb", "eval_tokens", "answer_tokens")
-PERCENT = ("mfu", "exact_match", "stop_rate", "accuracy", "subset_accuracy")
+PERCENT = ("mfu", "exact_match", "malformed_rate", "stop_rate", "accuracy", "subset_accuracy")
 
 # What becomes of all that came in; any other count in the ledger is a reason for dropping, or stands aside.
 FATES = ("trained", "validation", "masked", "dropped")
@@ -173,8 +182,13 @@ def verdict(run: Run) -> Verdict:
     """Put the run's leading figure beside its baselines."""
     found, baselines = run.figures, run.baselines
     quality = sorted((key for key in found if key not in COST), key=_metric_order)
+    leading = str(run.section("task").get("leading"))
     # A figure that a baseline shares says more than one that stands alone.
-    key = next((key for key in quality if any(key in others for others in baselines.values())), None)
+    key = (
+        leading
+        if leading in found
+        else next((key for key in quality if any(key in others for others in baselines.values())), None)
+    )
     key = key or next(iter(quality), None)
     if key is None:
         return Verdict(

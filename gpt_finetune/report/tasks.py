@@ -79,7 +79,7 @@ def _by_label(task: Record) -> Table | None:
         [str(row.get("label")), *(_written(key, row) for key in keys), f"{number(row.get('support')) or 0:,.0f}"]
         for row in listed
     ]
-    return Table(["precision", "recall", "F1", "texts"], rows) if rows else None
+    return Table(["precision", "recall", "F1", str(task.get("unit") or "texts")], rows) if rows else None
 
 
 def _errors(task: Record) -> list[Error]:
@@ -164,6 +164,8 @@ def _draw_lengths(axis: Axes, task: Record) -> None:
     if lengths["truncated"]:
         axis.axvline(lengths["max_length"], color=COLOURS["baseline"], linewidth=1, linestyle=(0, (4, 3)))
         axis.set_xlabel(f"tokens; cut at {lengths['max_length']:,}: {lengths['truncated']:,} texts")
+    elif lengths.get("windowed"):
+        axis.set_xlabel(f"tokens; beyond {lengths['max_length']:,}, {lengths['windowed']:,} texts are read as windows")
     else:
         axis.set_xlabel("tokens; no text is cut")
     axis.set_ylabel("texts")

@@ -3,12 +3,52 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from gpt_finetune.data.config import SourceConfig
 from gpt_finetune.errors import InputError
+from gpt_finetune.supervised.columns import slots
 
 PACKAGE = "package:"
+
+
+@dataclass
+class TurnTemplate:
+    """How the columns of a row become turns.
+
+    `{column}` is what the row has there, a list with commas between its items; `{column:.800}` its first 800
+    characters; `{json:one,other}` an object of columns in one line of JSON, without those that are null or empty; `{{`
+    and `}}` are braces.
+
+    Args:
+        user: What is asked, e.g. `Summarise in one line: {text}`.
+        assistant: What is to be answered, e.g. `{title}`.
+        system: What stands before; empty: nothing.
+    """
+
+    user: str = ""
+    assistant: str = ""
+    system: str = ""
+
+    def validate(self, prefix: str) -> None:
+        """Check that both sides ask something of the row.
+
+        Args:
+            prefix: Dotted key under which the user wrote this template; it opens the error message.
+
+        Raises:
+            InputError: A side names no column, or what is in its braces cannot be read.
+        """
+        for name in ("user", "assistant", "system"):
+            text = getattr(self, name)
+            if not slots(text, f"{prefix}.{name}") and name != "system":
+                problem = "it names no column, so that all rows would say the same"
+                raise InputError(f"{prefix}.{name}", text, problem, "Write e.g. {text}")
+
+    @property
+    def asks(self) -> list[str]:
+        """The columns that the user's turn names."""
+        return list(dict.fromkeys(name for slot in slots(self.user, "user") for name in slot.names))
 
 
 @dataclass
@@ -23,6 +63,7 @@ class ExampleSourceConfig:
         format: What the columns mean; auto tells by their names, file by file. messages: `messages` of role and
             content, and `tools`; sharegpt: `conversations` of from and value; alpaca: `instruction`, `input`,
             `output`; prompt_completion: `prompt` and `completion`, both texts or both lists of messages; text: `text`.
+        template: Turns made of any columns, instead of a format: `{user: "Translate: {en}", assistant: "{fr}"}`.
         encoding: Character encoding of the files, by its Python name, e.g. `gb18030`.
         name: Configuration of the Hub data set.
         split: Split of the Hub data set.
@@ -31,7 +72,9 @@ class ExampleSourceConfig:
 
     path: str = ""
     weight: float = 1.0
+    limit: int | None = None
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"] = "auto"
+    template: TurnTemplate | None = None
     encoding: str = "utf-8"
     name: str | None = None
     split: str = "train"
@@ -63,6 +106,13 @@ class ExampleSourceConfig:
         """
         self.as_source().validate(prefix)
         check_path(self.path, prefix)
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"{prefix}.limit", self.limit, "it must be at least 1", "Raise it, or leave it out")
+        if self.template is not None:
+            self.template.validate(f"{prefix}.template")
+            if self.format != "auto":
+                problem = "a template says already what the columns mean"
+                raise InputError(f"{prefix}.format", self.format, problem, "Leave one of them out")
 
 
 def check_path(path: str, prefix: str) -> None:
@@ -119,10 +169,23 @@ class ExamplesConfig:
     packing: bool = True
     seed: int = 0
 
-    @property
-    def block_size(self) -> int:
-        """Tokens of a row at most, under the name that a corpus has for it."""
-        return self.max_length
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ExamplesConfig:
+        """Return the section that a run's `config.yaml` holds.
+
+        Args:
+            values: Its `data`.
+
+        Raises:
+            TypeError: A field is not known.
+        """
+
+        def source(fields: dict[str, Any]) -> ExampleSourceConfig:
+            template = fields.get("template")
+            return ExampleSourceConfig(**fields | {"template": template and TurnTemplate(**template)})
+
+        places = {key: [source(fields) for fields in values.get(key, [])] for key in ("sources", "validation")}
+        return cls(**values | places)
 
     @property
     def holds_out(self) -> bool:

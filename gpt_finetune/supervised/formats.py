@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import xxhash
 
 from gpt_finetune.data.readers import Record
 from gpt_finetune.errors import InputError
+from gpt_finetune.supervised.columns import fill
+from gpt_finetune.supervised.config import TurnTemplate
 from gpt_finetune.supervised.messages import Message, read_messages, read_tools
 
 # Other columns are ignored: ids, topics, scores. These belong to a conversation, whatever its format.
@@ -27,12 +29,14 @@ class Conversation:
         messages: Role, content and what else templates know, in the fields that OpenAI gave them.
         tools: JSON schemas of the functions that the assistant may call; None without any.
         learned: Numbers of the assistant's turns that may bear loss.
+        columns: Of the row, those that a template put into the user's turn; they tell no two examples apart.
     """
 
     origin: str
     messages: list[Message]
     tools: list[Any] | None
     learned: tuple[int, ...]
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def opening(self) -> str:
@@ -43,6 +47,13 @@ class Conversation:
     def content(self) -> Any:
         """All that tells two examples apart."""
         return [self.messages, self.tools, self.learned]
+
+    @property
+    def last(self) -> tuple[str, str]:
+        """What the user says before the last answer that is learned, and that answer."""
+        place = self.learned[-1]
+        asked = next(turn["content"] for turn in reversed(self.messages[:place]) if turn["role"] == "user")
+        return asked, self.messages[place]["content"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,16 @@ class Passage:
         """All that tells two examples apart."""
         return [self.prompt, self.completion]
 
+    @property
+    def last(self) -> tuple[str, str]:
+        """The prompt, empty where there is none, and what is learned."""
+        return self.prompt or "", self.completion
+
+    @property
+    def columns(self) -> Mapping[str, Any]:
+        """Nothing: only templates name columns."""
+        return {}
+
 
 Example = Conversation | Passage
 
@@ -92,9 +113,13 @@ class ExampleReader:
 
     Args:
         format: A key of `FORMATS`, or auto.
+        template: Turns made of any columns, instead of a format.
+        key: Dotted config key of the template, for error messages.
     """
 
     format: str = "auto"
+    template: TurnTemplate | None = None
+    key: str = "template"
     _found: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, records: Iterable[Record]) -> Iterator[Example]:
@@ -107,6 +132,9 @@ class ExampleReader:
             row = {"text": record.value} if isinstance(record.value, str) else record.value
             if not isinstance(row, dict):
                 raise InputError(record.origin, row, "the row is no object of columns", "Give one JSON object a row")
+            if self.template is not None:
+                yield _templated(self.template, row, record.origin, self.key)
+                continue
             row = {name: value for name, value in row.items() if value is not None}
             name = self._found.get(record.file) or self._recognise(row, record.origin)
             self._found[record.file] = name
@@ -165,6 +193,14 @@ def _conversation(
         problem = "there is no turn of the assistant to learn"
         raise InputError(origin, [message["role"] for message in messages], problem, "Add one, or remove the row")
     return Conversation(origin, messages, read_tools(row.get(TOOLS), origin), learned)
+
+
+def _templated(template: TurnTemplate, row: dict[str, Any], origin: str, key: str) -> Example:
+    turns = {"user": template.user, "assistant": template.assistant}
+    turns = {"system": template.system, **turns} if template.system else turns
+    said = [{"role": role, "content": fill(text, row, origin, f"{key}.{role}")} for role, text in turns.items()]
+    made = _conversation({}, origin, [("template", said)])
+    return replace(made, columns={name: row[name] for name in template.asks})
 
 
 def _messages(row: dict[str, Any], origin: str) -> Example:

@@ -9,7 +9,7 @@ from gpt_finetune.data.ledger import aligned
 
 FATES = ("train", "trained", "validation", "masked", "dropped")
 # Why an example is left out, in the order of the table.
-REASONS = ("duplicate", "held_out", "too_long", "answer_cut", "weight")
+REASONS = ("limit", "duplicate", "held_out", "too_long", "answer_cut", "weight")
 
 
 @dataclass
@@ -21,6 +21,7 @@ class ExampleFates:
         train: Kept for training.
         validation: Held out.
         dropped: Left out, for one of the reasons that follow.
+        limit: The source was to give fewer; their tokens are not counted.
         duplicate: The same example was seen before.
         held_out: An example that opens the same way is held out.
         too_long: Longer than max_length, where these are to be dropped.
@@ -32,6 +33,7 @@ class ExampleFates:
     train: int = 0
     validation: int = 0
     dropped: int = 0
+    limit: int = 0
     duplicate: int = 0
     held_out: int = 0
     too_long: int = 0
@@ -49,7 +51,8 @@ class ExampleTokens:
         validation: A validation target.
         masked: Seen by the model, in training or validation, but never a target.
         dropped: Seen by nothing, for one of the reasons that follow.
-        duplicate: See `ExampleFates`, as all reasons but the last.
+        limit: See `ExampleFates`, as all reasons but the last; 0, since these are not tokenized.
+        duplicate: See there.
         held_out: See there.
         too_long: See there.
         answer_cut: See there.
@@ -64,6 +67,7 @@ class ExampleTokens:
     validation: int = 0
     masked: int = 0
     dropped: int = 0
+    limit: int = 0
     duplicate: int = 0
     held_out: int = 0
     too_long: int = 0

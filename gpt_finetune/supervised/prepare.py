@@ -105,7 +105,7 @@ class _Seen:
     Args:
         example: Itself.
         source: Index of its source, held-out sources first.
-        tokens: Itself as the model would get it at full length.
+        tokens: Itself as the model would get it at full length; nothing beyond a source's limit.
         fate: train, validation, or a reason of the ledger's.
         parts: What is kept of its tokens; several if it is split.
         copies: How many times per epoch it is trained on.
@@ -134,8 +134,11 @@ def prepare_examples(
     """
     config.validate()
     ready, added = ready_tokenizer(tokenizer, config.chat_template)
-    encoder = ExampleEncoder(ready, config.learn)
-    seen = [_Seen(example, source, encoder(example)) for source, example in tqdm(_read(config), "reading", delay=2)]
+    encoder, nothing = ExampleEncoder(ready, config.learn), Tokens(np.empty(0, np.int32), np.empty(0, bool))
+    seen = [_Seen(example, source, nothing) for source, example in _read(config)]
+    _limit(seen, config)
+    for one in tqdm([one for one in seen if one.fate == "train"], "tokenizing", delay=2):
+        one.tokens = encoder(one.example)
     _find_duplicates(seen, config)
     _hold_out(seen, config)
     for one in seen:
@@ -182,9 +185,19 @@ def _read(config: ExamplesConfig) -> Iterator[tuple[int, Example]]:
             yield index, example
 
 
+def _limit(seen: list[_Seen], config: ExamplesConfig) -> None:
+    """Keep no more examples of a source than it is to give, chosen by how they open: alike ones stay together."""
+    for index, source in enumerate([*config.validation, *config.sources]):
+        if source.limit is not None:
+            mine = [one for one in seen if one.source == index]
+            mine.sort(key=lambda one: opening_order(one.example, config.seed + 1))  # other places than the split's
+            for one in mine[source.limit :]:
+                one.fate = "limit"
+
+
 def _find_duplicates(seen: list[_Seen], config: ExamplesConfig) -> None:
     known: set[bytes] = set()
-    for one in seen if config.deduplicate else []:
+    for one in [one for one in seen if one.fate == "train"] if config.deduplicate else []:
         key = digest(one.example)
         if key in known:
             one.fate = "duplicate"

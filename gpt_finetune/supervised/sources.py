@@ -22,7 +22,7 @@ def read_examples(config: ExampleSourceConfig, key: str) -> Iterator[Example]:
         InputError: Nothing is there, or a row is no example.
     """
     source = config.as_source(in_package(config.path, key) if config.path.startswith(PACKAGE) else None)
-    return ExampleReader(config.format)(open_records(source, key))
+    return ExampleReader(config.format, config.template, f"{key}.template")(open_records(source, key))
 
 
 def in_package(path: str, key: str) -> str:

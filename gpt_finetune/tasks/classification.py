@@ -6,7 +6,7 @@ The head is that of Radford et al. 2018 (GPT-1), section 3.2: a linear layer ove
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -86,12 +86,7 @@ def prepare_task(config: ClassifyDataConfig, tokenizer: PreTrainedTokenizerBase)
     """
     config.validate()
     reader = LabelReader(config.problem_type, config.label_column)
-
-    def read(record: Record) -> tuple[str, Any]:
-        text = text_in(column_of(record, config.text_column, "data.text_column"), record.origin)
-        return text, reader(column_of(record, config.label_column, "data.label_column"), record.origin)
-
-    rows = read_all(config, read)
+    rows = read_all(config, _columns(config, reader))
     given = len(config.validation)
     kept = [row for row in rows if row.fate in ("train", "validation")]
     labels = reader.fit([row.target for row in kept if row.source >= given])
@@ -128,6 +123,16 @@ def prepare_task(config: ClassifyDataConfig, tokenizer: PreTrainedTokenizerBase)
     )
 
 
+def training_texts(config: ClassifyDataConfig) -> Iterator[str]:
+    """Yield the texts of the rows to train on.
+
+    Raises:
+        InputError: As `prepare_task`.
+    """
+    rows = read_all(config, _columns(config, LabelReader(config.problem_type, config.label_column)))
+    yield from (row.text for row in rows if row.fate == "train")
+
+
 def check_method(adapt: AdaptConfig, data: ClassifyDataConfig) -> None:
     """Refuse what cannot work together, before any compute.
 
@@ -137,6 +142,16 @@ def check_method(adapt: AdaptConfig, data: ClassifyDataConfig) -> None:
     if adapt.method in PROMPTS and data.packing:
         problem = f"{adapt.method} puts vectors in front of a row, not of each text in it"
         raise InputError("data.packing", True, problem, "Set data.packing=false, or use lora")
+
+
+def _columns(config: ClassifyDataConfig, reader: LabelReader) -> Callable[[Record], tuple[str, Any]]:
+    """Return what makes text and label of a row."""
+
+    def read(record: Record) -> tuple[str, Any]:
+        text = text_in(column_of(record, config.text_column, "data.text_column"), record.origin)
+        return text, reader(column_of(record, config.label_column, "data.label_column"), record.origin)
+
+    return read
 
 
 def _warn(labels: Labels, targets: Mapping[str, np.ndarray]) -> None:

@@ -10,11 +10,17 @@ from gpt_finetune.errors import InputError, did_you_mean
 from gpt_finetune.supervised.config import check_path
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+ENTITIES, CLASSES = "entity_tagging", "word_tagging"
+ANSWERS, CHOICES = "question_answering", "multiple_choice"
 # problem -> (the figure that leads, all of them)
 FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
     SINGLE: ("macro_f1", ("accuracy", "macro_f1", "ece")),
     MULTI: ("micro_f1", ("micro_f1", "macro_f1", "subset_accuracy")),
     REGRESSION: ("mse", ("mse", "pearson")),
+    ENTITIES: ("entity_f1", ("entity_f1", "entity_precision", "entity_recall", "accuracy")),
+    CLASSES: ("accuracy", ("accuracy", "macro_f1")),
+    ANSWERS: ("token_f1", ("exact_match", "token_f1", "no_answer_accuracy")),
+    CHOICES: ("accuracy", ("accuracy",)),
 }
 LOWER_IS_BETTER = ("ece", "mse")
 
@@ -80,6 +86,9 @@ class TaskDataConfig:
         validation_fraction: Share of the distinct texts to hold out when `validation` is empty; chosen by hash.
         folds: Part the texts by hash into so many folds, and hold out the one of number `fold`; null does not.
         fold: Which fold to hold out, from 0.
+        group_column: Column of what rows have in common, such as their author or the template that they were drawn
+            from: rows of one group are on one side of the split, and the groups are what is chosen by hash. null: each
+            text is a group of its own.
         deduplicate: Drop rows that have been seen before. Rows of one text that contradict each other are dropped in
             any case, all of them, and counted.
         max_length: Tokens of a text, or of each part that a task makes of it.
@@ -92,6 +101,7 @@ class TaskDataConfig:
     validation_fraction: float = 0.1
     folds: int | None = None
     fold: int = 0
+    group_column: str | None = None
     deduplicate: bool = True
     max_length: int = 256
     strict: bool = False
@@ -169,7 +179,9 @@ class JudgeConfig:
 
     Args:
         metric: Which figure chooses the best checkpoint, and stops early: accuracy, macro_f1, ece (one label);
-            micro_f1, macro_f1, subset_accuracy (several); mse, pearson (regression). null: macro_f1, micro_f1 or mse.
+            micro_f1, macro_f1, subset_accuracy (several); mse, pearson (regression); entity_f1, entity_precision,
+            entity_recall, accuracy (names in a text); accuracy, macro_f1 (a class for each word). null: macro_f1,
+            micro_f1, mse, entity_f1 or accuracy.
         early_stopping: Stop after so many evaluations without a better figure; null never stops early. Checkpoints are
             compared whenever train.eval_steps is set, and the best one is what is saved.
         class_weights: none weighs all texts alike; balanced gives each label the same part in the training loss.
@@ -207,7 +219,7 @@ class JudgeConfig:
         leading, known = FIGURES[problem]
         name = self.metric or leading
         if name not in known:
-            problem_said = f"a {problem.replace('_', ' ')} has no such figure"
+            problem_said = f"{problem.replace('_', ' ')} has no such figure"
             raise InputError("judge.metric", name, problem_said, f"Use one of {', '.join(known)}")
         if self.class_weights != "none" and problem != SINGLE:
             remedy = "Set it to none"

@@ -16,14 +16,14 @@ from gpt_finetune.conversion import find_tokenizer
 from gpt_finetune.data.tokenizer import load_tokenizer
 from gpt_finetune.errors import InputError
 from gpt_finetune.packaged import locate
+from gpt_finetune.report.heads import HEADS, find_peft_head
 from gpt_finetune.supervised.templates import PADS
 from gpt_finetune.tasks.labels import Labels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CLASSIFIER = "GPTForSequenceClassification"
-HEAD = "ForSequenceClassification"
+CLASSIFIER, TAGGER = "GPTForSequenceClassification", "GPTForTokenClassification"
 RECEIPT = "run.json"
 
 
@@ -95,62 +95,101 @@ def merged(model: Any, adapt: AdaptConfig) -> Any:
     return merge(model) if METHODS[adapt.method].merges and adapt.quantization == "none" else model
 
 
-def load_classifier(path: str) -> tuple[Any, PreTrainedTokenizerBase, Labels]:
-    """Load a finished classifier with its tokenizer, on the accelerator if there is one.
+def find_task(path: str) -> str:
+    """Return the end of a finished model's architecture, such as `ForTokenClassification`; an adapter's from its task.
 
     Args:
-        path: Folder or Hub id of a model that transformers opens as a classifier of texts, or folder of an adapter that
-            a run of ours left.
-
-    Returns:
-        The model in evaluation mode, the tokenizer, and the labels.
+        path: Folder or Hub id of a model, or folder of an adapter.
 
     Raises:
-        InputError: There is no such model, or it is no classifier.
+        InputError: There is no such model.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    import transformers
 
     import gpt_finetune  # noqa: F401  # registers our classes
 
     folder = Path(path)
     if (folder / ADAPTER_CONFIG).is_file():
-        model, labels = _load_adapter(folder)
+        head = find_peft_head(read_config(folder).get("task_type"))
+        return head.auto.removeprefix("AutoModel") if head else "an adapter without a task"
+    try:
+        architectures = transformers.AutoConfig.from_pretrained(path).architectures or []
+    except (OSError, ValueError) as error:
+        raise InputError("model", path, str(error).splitlines()[0], "Give a folder or a Hub id") from None
+    name = str(next(iter(architectures), "unknown"))
+    return next((ending for ending in HEADS if name.endswith(ending)), name)
+
+
+def load_finished(path: str, head: str) -> tuple[Any, PreTrainedTokenizerBase, dict[str, Any]]:
+    """Load a finished model of a task with its tokenizer, on the accelerator if there is one.
+
+    Args:
+        path: Folder or Hub id of a model that transformers opens with such a head, or folder of an adapter that a run
+            of ours left.
+        head: Name of our class, e.g. `TAGGER`.
+
+    Returns:
+        The model in evaluation mode, the tokenizer, and the task's section of the run's receipt, empty without one.
+
+    Raises:
+        InputError: There is no such model, or its head is another.
+    """
+    import torch
+    import transformers
+
+    import gpt_finetune  # noqa: F401  # registers our classes
+
+    folder, ending = Path(path), head.removeprefix("GPT")
+    if (found := find_task(path)) != ending:
+        raise InputError("model", path, f"it is no model {ending}, but {found}", "Give one that has this head")
+    task = _read_task(folder)
+    if (folder / ADAPTER_CONFIG).is_file():
+        model = _load_adapter(folder, head, task)
     else:
         try:
-            config = AutoConfig.from_pretrained(path)
-            if not any(name.endswith(HEAD) for name in config.architectures or ()):
-                problem = f"it is no classifier of texts, but {', '.join(config.architectures or ['unknown'])}"
-                raise InputError("model", path, problem, "Train one with recipes/classify.py")
-            model = AutoModelForSequenceClassification.from_pretrained(path, dtype="float32")
+            model = getattr(transformers, f"AutoModel{ending}").from_pretrained(path, dtype="float32")
         except (OSError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError("model", path, str(error).splitlines()[0], "Give a folder or a Hub id") from None
-        several = "single_label_classification" if config.num_labels > 1 else "regression"
-        labels = Labels(config.problem_type or several, tuple(config.id2label[i] for i in range(config.num_labels)))
     tokenizer = load_tokenizer(path)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return model.to(device).eval(), tokenizer, labels
+    return model.to(device).eval(), tokenizer, task
 
 
-def _load_adapter(folder: Path) -> tuple[Any, Labels]:
-    """Load an adapter on its base; the run's receipt names the labels.
+def labels_of(config: Any) -> Labels:
+    """Return the labels that a finished model's configuration names."""
+    several = "single_label_classification" if config.num_labels > 1 else "regression"
+    return Labels(config.problem_type or several, tuple(config.id2label[i] for i in range(config.num_labels)))
+
+
+def _read_task(folder: Path) -> dict[str, Any]:
+    """Return the task's section of a run's receipt; nothing where there is none."""
+    try:
+        task = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))["task"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return task if isinstance(task, dict) else {}
+
+
+def _load_adapter(folder: Path, head: str, task: Mapping[str, Any]) -> Any:
+    """Load an adapter on its base; the run's receipt names the labels, and whether it reads both ways.
 
     Raises:
         InputError: Base or labels are not named.
     """
     base = read_config(folder).get("base_model_name_or_path")
     try:
-        task = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))["task"]
-        labels = Labels(str(task["problem_type"]), tuple(task["labels"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        settings = Labels(str(task["problem_type"]), tuple(task["labels"])).settings()
+    except (KeyError, TypeError):
         problem = f"{RECEIPT}, which names an adapter's labels, is not there or not whole"
-        raise InputError("model", str(folder), problem, "Give the folder of a run of recipes/classify.py") from None
+        raise InputError("model", str(folder), problem, "Give the folder as the run left it") from None
     tokenizer = find_tokenizer(folder)
     if not base or tokenizer is None:
         problem = "the adapter names no base, or has no tokenizer"
         raise InputError("model", str(folder), problem, "Give the folder as the run left it")
-    settings = labels.settings() | {"pad_token_id": int(tokenizer.pad_token_id)}
-    model = load_with_head(base, CLASSIFIER, settings, AdaptConfig())
-    return load_adapters(model, {"adapter": folder}), labels
+    if head != CLASSIFIER:
+        del settings["problem_type"]
+    settings |= {"is_causal": False} if task.get("bidirectional") else {}
+    model = load_with_head(base, head, settings | {"pad_token_id": int(tokenizer.pad_token_id)}, AdaptConfig())
+    return load_adapters(model, {"adapter": folder})

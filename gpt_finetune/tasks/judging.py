@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from gpt_finetune.tasks.labels import softmax
 
 if TYPE_CHECKING:
     from gpt_finetune.tasks.classification import PreparedTask
+    from gpt_finetune.tasks.ledger import TaskLedger
 
 MOST_CLASSES = 60  # that a confusion matrix shows
 LENGTH_BINS = 24
@@ -113,7 +114,7 @@ def judge(
         "resamples": config.resamples,
         "baselines": tests,
         "by_label": [row | {"label": data.labels.names[row["label"]]} for row in detail.get("by_label", [])],
-        "lengths": _lengths(data),
+        "lengths": lengths(data),
         "errors": _errors(data, logits, ours, config.errors),
     }
     if problem == SINGLE:
@@ -144,7 +145,15 @@ def _scorer(problem: str, name: str) -> Callable[[np.ndarray, np.ndarray], float
     return table[name]
 
 
-def _lengths(data: PreparedTask) -> dict[str, Any]:
+class HasLengths(Protocol):
+    """What `lengths` needs to know of a task's rows."""
+
+    lengths: dict[str, list[int]]
+    ledger: TaskLedger
+    collate: Any  # has the `width` of a row
+
+
+def lengths(data: HasLengths) -> dict[str, Any]:
     """Count the texts by their tokens, cut ones as they were."""
     every = [size for sizes in data.lengths.values() for size in sizes]
     edges = np.unique(np.linspace(0, max(every) + 1, LENGTH_BINS + 1).round().astype(int))

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-# Why a row is left out: its text was seen before, bears different labels, or is held out by another source.
-REASONS = ("duplicate", "contradictory", "held_out")
+# Why a row is left out: its text was seen before, bears different labels, is held out by another source, or does not
+# hold what is to be found in it.
+REASONS = ("duplicate", "contradictory", "held_out", "not_in_text")
 UNITS = ("examples", "tokens")
 _ORDER = ("total", "train", "trained", "validation", "dropped", *REASONS, "truncated")
 

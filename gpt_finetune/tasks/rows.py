@@ -1,7 +1,8 @@
-"""Rows of a task: read, cleared of duplicates and contradictions, and split so that no text is on both sides."""
+"""Rows of a task: read, cleared of duplicates and contradictions, and split so that no text or group is divided."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from gpt_finetune.data.readers import Record
 from gpt_finetune.errors import InputError
 from gpt_finetune.tasks.config import TaskDataConfig
-from gpt_finetune.tasks.sources import place_of, read_rows, text_key
+from gpt_finetune.tasks.sources import column_of, place_of, read_rows, text_key
 
 
 @dataclass(eq=False)
@@ -22,6 +23,7 @@ class TaskRow:
         origin: File and row.
         source: Index of its source, held-out sources first.
         key: What equal texts share.
+        group: What decides the side of the split: the row's group, else its key.
         fate: train, validation or a reason of the ledger's.
     """
 
@@ -30,6 +32,7 @@ class TaskRow:
     origin: str
     source: int
     key: bytes
+    group: bytes
     fate: str = "train"
 
 
@@ -45,10 +48,11 @@ def read_all(config: TaskDataConfig, read: Callable[[Record], tuple[str, Any]]) 
     """
     rows = []
     named = [(f"data.{key}[{i}]", s) for key in ("validation", "sources") for i, s in enumerate(getattr(config, key))]
-    for index, (key, source) in enumerate(named):
-        for record in read_rows(source, key):
+    for index, (place, source) in enumerate(named):
+        for record in read_rows(source, place):
             text, target = read(record)
-            rows.append(TaskRow(text, target, record.origin, index, text_key(text)))
+            key = text_key(text)
+            rows.append(TaskRow(text, target, record.origin, index, key, _group(record, config, key)))
     _hold_out(rows, config)
     _drop_contradictions(rows)
     if config.deduplicate:
@@ -59,22 +63,49 @@ def read_all(config: TaskDataConfig, read: Callable[[Record], tuple[str, Any]]) 
     return rows
 
 
+def _group(record: Record, config: TaskDataConfig, key: bytes) -> bytes:
+    """Return what the group column says, else the text's key."""
+    if config.group_column is None:
+        return key
+    value = column_of(record, config.group_column, "data.group_column")
+    if not isinstance(value, str | int) or not str(value).strip():
+        remedy = "Give a text or an integer, or leave data.group_column out"
+        raise InputError(record.origin, value, f"the column {config.group_column!r} names no group", remedy)
+    return str(value).encode()
+
+
 def _hold_out(rows: Sequence[TaskRow], config: TaskDataConfig) -> None:
-    """Hold out what the held-out sources have, a fold, or a share of the distinct texts; each text as a whole."""
+    """Hold out what the held-out sources have, a fold, or a share of the distinct texts; each group as a whole.
+
+    A training row whose text or group is held out elsewhere is dropped.
+    """
     if config.validation:
-        given = {row.key for row in rows if row.source < len(config.validation)}
-        for row in rows:
-            is_given = row.source < len(config.validation)
-            row.fate = "validation" if is_given else "held_out" if row.key in given else "train"
-        return
-    places = {row.key: place_of(row.key, config.seed) for row in rows}
-    if config.folds is not None:
-        chosen = {key for key, place in places.items() if place % config.folds == config.fold}
+        out = [row for row in rows if row.source < len(config.validation)]
     else:
-        ranked = sorted(places, key=places.__getitem__)
-        chosen = set(ranked[: max(1, round(config.validation_fraction * len(ranked)))])
+        chosen = _choose(rows, config)
+        out = [row for row in rows if row.group in chosen]
+    texts, groups = {row.key for row in out}, {row.group for row in out}
     for row in rows:
-        row.fate = "validation" if row.key in chosen else "train"
+        row.fate = "held_out" if row.key in texts or row.group in groups else "train"
+    for row in out:
+        row.fate = "validation"
+
+
+def _choose(rows: Sequence[TaskRow], config: TaskDataConfig) -> set[bytes]:
+    """Return the groups of a fold, or in the order of their hash as many as have the share of the distinct texts."""
+    sizes = Counter({row.key: row.group for row in rows}.values())
+    places = {group: place_of(group, config.seed) for group in sizes}
+    if config.folds is not None:
+        return {group for group, place in places.items() if place % config.folds == config.fold}
+    wanted = max(1, round(config.validation_fraction * sizes.total()))
+    chosen: set[bytes] = set()
+    held = 0
+    for group in sorted(places, key=places.__getitem__):
+        if held >= wanted:
+            break
+        chosen.add(group)
+        held += sizes[group]
+    return chosen
 
 
 def _drop_contradictions(rows: Sequence[TaskRow]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -158,7 +158,14 @@ def stoppers(config: JudgeConfig) -> list[Any]:
     return [] if config.early_stopping is None else [EarlyStoppingCallback(config.early_stopping)]
 
 
-def unlabelled(data: PreparedTask, batch_size: int) -> Any:
+class HasRows(Protocol):
+    """What `unlabelled` needs to know of a task's rows."""
+
+    train: Any
+    collate: Any
+
+
+def unlabelled(data: HasRows, batch_size: int) -> Any:
     """Return the training batches without labels, as methods look at them that start from data."""
 
     def collate(rows: list[Row]) -> Row:

@@ -43,6 +43,10 @@ class AnsweringTrainer(GPTTrainer):
             log.
         answering: How many, and how long the answers may be.
         **kwargs: As `GPTTrainer`.
+
+    Attributes:
+        prompts: Those that are asked.
+        answers: What the model said to them at the last evaluation.
     """
 
     FINAL: ClassVar[dict[str, str]] = GPTTrainer.FINAL | {
@@ -53,6 +57,7 @@ class AnsweringTrainer(GPTTrainer):
         super().__init__(*args, **kwargs)
         self.answering = answering
         self.prompts = self._choose(prompts)
+        self.answers: list[Answer] = []
 
     def _choose(self, prompts: list[Prompt]) -> list[Prompt]:
         """Return at most `max_prompts` of the prompts that the model has room for, at even distances."""
@@ -70,7 +75,7 @@ class AnsweringTrainer(GPTTrainer):
         """Evaluate as ever, then answer the prompts; other data sets than the run's own get no answers."""
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if metric_key_prefix == "eval" and self.prompts:
-            answers = self.answer_prompts()
+            self.answers = answers = self.answer_prompts()
             figures = score(self.prompts, answers)
             output.metrics.update({f"eval_{name}": value for name, value in figures.items()})
             if self.is_world_process_zero():
@@ -86,15 +91,19 @@ class AnsweringTrainer(GPTTrainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             processes, index = 1, 0  # a sharded model computes only where all processes compute the same
         mine = [prompt.text for prompt in self.prompts[index::processes]]
-        config = self.answering
         with _resting(self.model):
-            options = {"batch_size": config.batch_size, **GREEDY}
-            answers = answer(self.model, self.processing_class, mine, config.max_new_tokens, **options)
+            answers = self.answer_texts(mine)
         if processes == 1:
             return answers
         places = range(index, len(self.prompts), processes)
         gathered = dict(gather_object(list(zip(places, answers, strict=True))))
         return [gathered[place] for place in range(len(self.prompts))]
+
+    def answer_texts(self, texts: list[str]) -> list[Answer]:
+        """Answer texts in this process, the model being in evaluation mode."""
+        config = self.answering
+        options = {"batch_size": config.batch_size, **GREEDY}
+        return answer(self.model, self.processing_class, texts, config.max_new_tokens, **options)
 
     def _keep(self, answers: list[Answer]) -> None:
         """Write some answers behind those of earlier steps; what a run stopped later has left gives way."""

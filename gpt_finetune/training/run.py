@@ -137,6 +137,7 @@ class Run:
         """
         from gpt_finetune.adaptation.memory import describe
         from gpt_finetune.costs import flops_per_token
+        from gpt_finetune.training.pairs import is_pair
         from gpt_finetune.training.throughput import compute_dtype
 
         model, args = trainer.model, trainer.args
@@ -156,7 +157,8 @@ class Run:
                 "parameters_embedding": model.num_parameters() - model.num_parameters(exclude_embeddings=True),
                 "parameters_trained": memory.trainable,
                 "memory_estimate": memory.parts,
-                "flops_per_token": flops_per_token(model, context_length),
+                # each token passes through one half of an encoder-decoder only
+                "flops_per_token": None if is_pair(model) else flops_per_token(model, context_length),
             },
             "data": {
                 "sources": [source.path for source in config.data.sources],

@@ -11,12 +11,14 @@ import torch
 from torch import nn
 from transformers import Trainer
 from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from gpt_finetune.costs import flops_per_token
 from gpt_finetune.errors import InputError
 from gpt_finetune.training.callbacks import Progress
 from gpt_finetune.training.muon import is_vector
 from gpt_finetune.training.pairs import PairLoss, decoder_inputs, is_pair
+from gpt_finetune.training.sampling import GroupedSampler
 from gpt_finetune.training.throughput import Throughput, compute_dtype, matmul_ceiling, peak_memory_mb
 
 if TYPE_CHECKING:
@@ -101,6 +103,14 @@ class GPTTrainer(Trainer):
         if "num_decay_steps" in arguments and arguments["num_decay_steps"] is None:
             self.args.lr_scheduler_kwargs = {**arguments, "num_decay_steps": max(1, num_training_steps // 5)}
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """Order the rows as transformers does; those grouped by length as seed and epoch say, see `GroupedSampler`."""
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return GroupedSampler(sampler.batch_size, sampler.lengths, seed)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Run one forward and backward pass, and count its tokens."""

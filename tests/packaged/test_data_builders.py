@@ -130,13 +130,15 @@ def test_poems_in_the_order_of_the_numbers(source, folder):
     put(source / "poet.tang.2000.json", json.dumps([poem("一，", "", "二。"), poem()]))
     put(source / "poet.song.0.json", json.dumps([]))
     put(source / "error/poet.tang.0.json", json.dumps([poem("错")]))
-    put(source / "authors.tang.json", "[]")
+    put(source / "authors.song.json", "[]")
     poetry.poems(source, folder)
     texts = [(row["text"], row["title"], row["author"]) for row in rows(folder / "tang.jsonl")]
     assert texts == [("一，\n二。", "静夜思", "李白"), ("三。", "静夜思", "李白")]
     assert counts(folder) == {
         "tang.jsonl": {"rows": 2, "dropped": {"empty": 1}},
         "song.jsonl": {"rows": 0, "dropped": {}},
+        "biographies.jsonl": {"rows": 0, "dropped": {}},
+        "qa-zh.jsonl": {"rows": 0, "dropped": {"without an answer, beyond a quarter": 0}},
     }
 
 
@@ -234,6 +236,7 @@ def test_commands_are_drawn_the_same_every_time(source, folder, tmp_path, monkey
         assert set(many["slots"]) == {"area", "level", "more", "most"}
         assert many["slots"]["area"] in FILLERS[language]["area"]
         assert {row["slots"]["level"] for row in made if row["label"] == "Many"} == {"1", "5", "9"}
+        assert {row["template"] for row in made if row["label"] == "Lit"} == {"{name} on", "{colour}"}
 
 
 def test_languages_name_the_same_kinds_of_things():

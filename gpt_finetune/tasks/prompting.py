@@ -1,0 +1,223 @@
+"""Classification by prompt, without training: of the words that name labels, the likeliest behind a text.
+
+Brown et al. 2020 (GPT-3, arXiv:2005.14165), section 2.1: none, or a few examples before the text. Contextual
+calibration: Zhao et al. 2021, arXiv:2102.09690, section 4.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpt_finetune.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from gpt_finetune.tasks.classification import PreparedTask
+
+SLOT = "{text}"
+
+
+@dataclass
+class PromptConfig:
+    """How labels are asked for.
+
+    Args:
+        template: What the model reads of a text; `{text}` is the text. It ends where the words of a label begin.
+        words: By label, the words that stand for it, their leading space included; a label that is not named here is
+            its own name behind a space.
+        shots: Examples before the text, drawn from the training side: all labels as evenly as they can be.
+        separator: What stands between them.
+        calibrate: Divide by what the model expects behind a text that says nothing: the mean over `content_free`.
+        content_free: Texts that say nothing.
+        normalise: Divide the log-likelihood of a label by its tokens, where labels are of different lengths.
+        batch_size: Prompts a forward pass; does not change the scores.
+        seed: Of the draw of examples.
+    """
+
+    template: str = "{text}\nLabel:"
+    words: dict[str, str] = field(default_factory=dict)
+    shots: int = 0
+    separator: str = "\n\n"
+    calibrate: bool = True
+    content_free: list[str] = field(default_factory=lambda: ["N/A"])
+    normalise: bool = False
+    batch_size: int = 16
+    seed: int = 0
+
+    def validate(self, prefix: str = "prompt") -> None:
+        """Check every field; costs nothing.
+
+        Args:
+            prefix: Dotted key under which the user wrote this section.
+
+        Raises:
+            InputError: A field cannot be used.
+        """
+        if self.template.count(SLOT) != 1 or self.template.endswith(SLOT):
+            problem = "the text must stand in it once, and something behind it"
+            raise InputError(f"{prefix}.template", self.template, problem, "Write e.g. '{text}\\nLabel:'")
+        if self.calibrate and not self.content_free:
+            remedy = "Give e.g. [N/A], or set calibrate=false"
+            raise InputError(f"{prefix}.content_free", [], "there is nothing to calibrate with", remedy)
+        for name, least in (("shots", 0), ("batch_size", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{prefix}.{name}", getattr(self, name), f"it must be at least {least}", "Raise it")
+        for label, words in self.words.items():
+            if isinstance(label, bool):  # what YAML makes of a bare yes, no, on or off
+                problem = "YAML reads a bare yes, no, on or off as true or false"
+                raise InputError(f"{prefix}.words", label, problem, "Put the label into quotes")
+            if not words.strip():
+                raise InputError(f"{prefix}.words.{label}", words, "it is empty", "Give a word, or leave it out")
+
+    def words_of(self, labels: Sequence[str]) -> list[str]:
+        """Return the words of each label.
+
+        Raises:
+            InputError: Words are given for a label that there is not, or two labels have the same.
+        """
+        given = {str(label): words for label, words in self.words.items()}  # YAML's integers are labels, too
+        for label in given:
+            if label not in labels:
+                raise InputError("prompt.words", label, "there is no such label", did_you_mean(label, labels))
+        found = [given.get(label, f" {label}") for label in labels]
+        if len(set(found)) < len(found):
+            raise InputError("prompt.words", found, "two labels have the same words", "Give each its own")
+        return found
+
+    def write(self, text: str, examples: Sequence[tuple[str, str]] = ()) -> str:
+        """Return the prompt of a text.
+
+        Args:
+            text: The text.
+            examples: Texts with the words of their labels, to stand before it.
+        """
+        shown = [self.template.replace(SLOT, other) + words for other, words in examples]
+        return self.separator.join([*shown, self.template.replace(SLOT, text)])
+
+
+def draw_examples(data: PreparedTask, texts: Sequence[str], words: Sequence[str], config: PromptConfig) -> list[Any]:
+    """Return the examples that stand before each text: training texts with the words of their labels.
+
+    Args:
+        data: The rows.
+        texts: The training texts, cut to size.
+        words: Of each label.
+        config: How many, and the seed.
+
+    Raises:
+        InputError: There are fewer training texts than that.
+    """
+    chance = random.Random(config.seed)
+    by_label: dict[int, list[int]] = {label: [] for label in range(len(words))}
+    for i, label in enumerate(data.targets["train"].tolist()):
+        by_label[label].append(i)
+    for rows in by_label.values():
+        chance.shuffle(rows)
+    queues = list(by_label.items())
+    chance.shuffle(queues)
+    turns = zip_longest(*([(i, label) for i in rows] for label, rows in queues))
+    chosen = [pair for turn in turns for pair in turn if pair is not None][: config.shots]
+    if len(chosen) < config.shots:
+        raise InputError("prompt.shots", config.shots, f"there are {len(chosen)} training texts", "Lower it")
+    chance.shuffle(chosen)
+    return [(texts[i], words[label]) for i, label in chosen]
+
+
+def cut_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], most: int) -> list[str]:
+    """Return the beginnings of texts, of so many tokens at most."""
+    ends = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return [text if len(spans) <= most else text[: spans[most - 1][1]] for text, spans in zip(texts, ends, strict=True)]
+
+
+def score_words(
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], words: Sequence[str], config: PromptConfig
+) -> np.ndarray:
+    """Return the log-likelihood of each label's words behind each prompt, float64 (N, L).
+
+    Labels of one token share a forward pass; each other one takes a pass of its own.
+
+    Args:
+        model: A causal language model in evaluation mode.
+        tokenizer: Its own.
+        prompts: N prompts.
+        words: Of L labels.
+        config: Template, batch size, and whether to divide by tokens.
+
+    Raises:
+        InputError: A prompt leaves no room for the words, or two labels become the same tokens.
+    """
+    from gpt_finetune.generation import positions
+
+    opening = _opening(tokenizer)
+    rows = [opening + tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    behind = [_continuation(tokenizer, config.template.split(SLOT)[1], one) for one in words]
+    if len({tuple(ids) for ids in behind}) < len(behind):
+        raise InputError("prompt.words", list(words), "two labels become the same tokens", "Give other words")
+    limit, longest = positions(model), max(map(len, rows)) + max(map(len, behind))
+    if limit is not None and longest > limit:
+        problem = f"a prompt with its label takes {longest} tokens, and the model has {limit} positions"
+        raise InputError("prompt.shots", config.shots, problem, "Lower prompt.shots or data.max_length")
+    found = np.zeros((len(rows), len(words)))
+    short = [label for label, ids in enumerate(behind) if len(ids) == 1]
+    passes = [(short, [behind[label][0] for label in short])] if short else []
+    for labels, ids in [*passes, *(([label], ids) for label, ids in enumerate(behind) if len(ids) > 1)]:
+        several = len(labels) == 1 and len(behind[labels[0]]) > 1
+        for some, odds in _passes(model, tokenizer, rows, ids[:-1] if several else [], config.batch_size):
+            picked = odds[:, range(len(ids)), ids].sum(1, keepdims=True) if several else odds[:, 0, ids]
+            found[np.ix_(some, labels)] = picked
+    return found / np.array([len(ids) for ids in behind]) if config.normalise else found
+
+
+def calibrated(scores: np.ndarray, content_free: np.ndarray) -> np.ndarray:
+    """Return scores (N, L) as they would be if texts without content (M, L) made all labels equally likely."""
+    from gpt_finetune.tasks.labels import softmax
+
+    return scores - np.log(softmax(content_free).mean(0))
+
+
+def describe(words: Mapping[str, str], examples: Sequence[tuple[str, str]], config: PromptConfig) -> dict[str, Any]:
+    """Return what a run's receipt says of the prompt."""
+    return {"template": config.template, "words": dict(words), "shots": len(examples), "calibrate": config.calibrate}
+
+
+def _passes(model: Any, tokenizer: Any, rows: list[list[int]], tail: list[int], batch_size: int) -> Any:
+    """Yield numbers of rows, and log-probabilities (B, 1 + tail, V) behind their prompts and each token of the tail.
+
+    Rows are padded on the left: what is asked for then stands in the same columns. The longest go first, so that a lack
+    of memory shows at once.
+    """
+    import torch
+    from tqdm import tqdm
+
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    with torch.no_grad(), tqdm(total=len(rows), desc="prompts", delay=2, leave=False) as bar:
+        for begin in range(0, len(order), batch_size):
+            some = order[begin : begin + batch_size]
+            given = [rows[i] + tail for i in some]
+            width = len(given[0])
+            ids = torch.tensor([[pad] * (width - len(row)) + row for row in given], device=model.device)
+            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in given], device=model.device)
+            places = (mask.cumsum(1) - 1).clamp(min=0)
+            said = model(input_ids=ids, attention_mask=mask, position_ids=places, logits_to_keep=len(tail) + 1)
+            yield some, said.logits.double().log_softmax(-1).cpu().numpy()
+            bar.update(len(some))
+
+
+def _opening(tokenizer: Any) -> list[int]:
+    """Return what the tokenizer puts before a text by itself: a token that opens it, or nothing."""
+    whole, content = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    return whole[: next(i for i in range(len(whole)) if whole[i : i + len(content)] == content)]
+
+
+def _continuation(tokenizer: Any, before: str, words: str) -> list[int]:
+    """Return the tokens of words as they go on behind a text."""
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, before + words, words)]
+    return ids[1][len(ids[0]) :] if ids[1][: len(ids[0])] == ids[0] and len(ids[1]) > len(ids[0]) else ids[2]

@@ -1,0 +1,111 @@
+"""Train a tagger of words on any checkpoint: names in a text, parts of speech, slots; beside a simple baseline.
+
+A word's tag stands at its last token, the only one that has seen all of it when a model reads to the right; with
+bidirectional=true it reads both ways (as BERT does, Devlin et al. 2018, arXiv:1810.04805, section 5.3).
+
+    accelerate launch recipes/tag.py --config configs/tag/ner-zh.yaml
+    python recipes/predict.py --model runs/ner-zh --input.path texts.txt
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gpt_finetune.adaptation.config import AdaptConfig
+from gpt_finetune.build import read_architecture, require_positions
+from gpt_finetune.config import run
+from gpt_finetune.tasks.config import JudgeConfig
+from gpt_finetune.tasks.tag_config import TagDataConfig
+from gpt_finetune.training.arguments import TrainConfig, custom_optimizer, training_arguments
+from gpt_finetune.training.run import Run
+
+
+@dataclass
+class TagConfig:
+    """Train a tagger of words.
+
+    Args:
+        output_dir: Folder for the model and all that the run leaves.
+        resume: Go on from the last checkpoint in output_dir.
+        overwrite: Replace the run that output_dir holds.
+        model: The base: folder or Hub id of one of ours or of a dialect that gpt_finetune/conversion reads, or the name
+            of one that arrives as a package; or `new:` and a preset, for a model from scratch with its own tokenizer.
+        tokenizer: Folder or Hub id of its tokenizer; null means the base's own.
+        attn_implementation: Attention backend: eager, sdpa, flex_attention, flash_attention_2; null lets transformers
+            choose.
+        bidirectional: Let the model read both ways, though it learned to read to the right.
+        data: The words with their tags.
+        adapt: What of the model learns; the head always does.
+        train: The training.
+        judge: What counts, and beside what.
+    """
+
+    output_dir: str = "runs/tag"
+    resume: bool = False
+    overwrite: bool = False
+    model: str = "smollm2-135m-instruct"
+    tokenizer: str | None = None
+    attn_implementation: str | None = None
+    bidirectional: bool = False
+    data: TagDataConfig = field(default_factory=TagDataConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(learning_rate=3e-4, weight_decay=0.0))
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+
+
+def main(config: TagConfig) -> dict[str, float]:
+    """Run the recipe; returns the final figures."""
+    config.data.validate()
+    config.adapt.validate()
+    from gpt_finetune.data.tokenizer import load_tokenizer
+    from gpt_finetune.packaged import locate
+    from gpt_finetune.tasks import heads, scratch, tagging
+
+    tagging.check_method(config.adapt)
+    base = scratch.find_base(
+        config.model, config.tokenizer, config.adapt, config.train.seed, lambda: tagging.training_texts(config.data)
+    )
+    require_positions(read_architecture(base), "data.max_length", config.data.max_length)
+    given = load_tokenizer(locate(config.tokenizer) if config.tokenizer else base)
+    tokenizer = heads.padded_tokenizer(given, config.data.max_length)
+    data = tagging.prepare_tagging(config.data, tokenizer, bidirectional=config.bidirectional)
+    metric, greater = config.judge.chosen(data.problem)
+    with Run(config.output_dir, "tag", config, resume=config.resume, overwrite=config.overwrite) as launched:
+        from transformers import set_seed
+
+        from gpt_finetune.adaptation.methods import adapt
+        from gpt_finetune.tasks import training
+        from gpt_finetune.tasks.tag_judging import judge, run_baselines
+
+        options = training.options(config.train, config.judge, config.data.packing, metric, greater)
+        arguments = training_arguments(config.train, launched.folder, **options)
+        others = run_baselines(data) if config.judge.baselines and launched.main else {}
+        set_seed(config.train.seed)
+        model = heads.load_with_head(base, heads.TAGGER, data.settings(), config.adapt, config.attn_implementation)
+        facts = scratch.name_base(config.model) | {"method": config.adapt.method}
+        model = adapt(model, config.adapt, example_batches=training.unlabelled(data, config.train.batch_size))
+        trainer = tagging.TagTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=data.train,
+            eval_dataset=data.validation,
+            data_collator=data.collate,
+            processing_class=tokenizer,
+            callbacks=[*launched.callbacks(), *training.stoppers(config.judge)],
+            optimizer_cls_and_kwargs=custom_optimizer(config.train),
+            measure=data.measure,
+        )
+        launched.describe(trainer, data, config, config.data.max_length, **facts)
+        trainer.train(resume_from_checkpoint=launched.checkpoint)
+        figures = trainer.final_figures()
+        outcome = judge(data, trainer.outputs, others, config.judge)
+        launched.receipt |= {"baselines": outcome.baselines, "task": outcome.section}
+        if config.judge.merge:
+            trainer.model = heads.merged(trainer.model, config.adapt)
+        training.tidy(launched.folder, config.train)
+        launched.finish(trainer, figures)
+    return figures
+
+
+if __name__ == "__main__":
+    run(main, TagConfig)

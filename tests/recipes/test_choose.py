@@ -1,0 +1,152 @@
+"""recipes/choose.py from end to end, and how its rows are made: a tiny model learns which word belongs to which."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from support import load_recipe
+
+from gpt_finetune.config import parse
+from gpt_finetune.errors import InputError
+from gpt_finetune.tasks.choose_config import ChooseDataConfig
+from gpt_finetune.tasks.choosing import ChoiceCollator, prepare_choices
+from gpt_finetune.tasks.config import RowSourceConfig
+from gpt_finetune.tasks.heads import padded_tokenizer
+
+PAIRS = {"hat": "cap", "cup": "mug", "sea": "lake", "书": "册"}
+CHOICES = list(PAIRS.values())
+
+
+def rows():
+    """Return questions whose thing has one right choice among four."""
+    return [
+        {"question": f"{i} {thing}", "choices": CHOICES[i % 4 :] + CHOICES[: i % 4], "answer": (own - i) % 4}
+        for own, thing in enumerate(PAIRS)
+        for i in range(25)
+    ]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Return a writer of rows to a file."""
+
+    def make(some):
+        file = tmp_path / "rows.jsonl"
+        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in some), encoding="utf-8")
+        return file
+
+    return make
+
+
+@pytest.fixture
+def tokenizer(make_tokenizer):
+    return padded_tokenizer(make_tokenizer(), 64)
+
+
+def prepare(file, tokenizer, **fields):
+    return prepare_choices(ChooseDataConfig(sources=[RowSourceConfig(str(file))], **fields), tokenizer)
+
+
+@pytest.mark.parametrize("method", ["full", pytest.param("lora", marks=pytest.mark.slow)])
+def test_it_learns_and_stands_beside_its_baselines(method, write, tmp_path, make_tokenizer):
+    import torch
+    from transformers import AutoModelForMultipleChoice
+
+    from gpt_finetune import GPTForCausalLM, preset
+
+    tokenizer = make_tokenizer()
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    torch.manual_seed(0)
+    base = tmp_path / "base"
+    GPTForCausalLM(preset("tiny", vocab_size=len(tokenizer), num_hidden_layers=2, **ids)).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    recipe, output = load_recipe("choose"), tmp_path / "run"
+    words = [
+        f"output_dir={output}",
+        f"model={base}",
+        f"data.sources=[{{path: {write(rows())}}}]",
+        "data.validation_fraction=0.2",
+        "data.max_length=48",
+        f"adapt.method={method}",
+        "adapt.rank=4",
+        "train.max_steps=100" if method == "full" else "train.max_steps=3",
+        "train.batch_size=8",
+        "train.log_steps=40",
+        "train.eval_steps=25" if method == "full" else "train.eval_steps=null",
+        "train.precision=float32",
+        "train.learning_rate=1e-2",
+        "judge.resamples=100",
+    ]
+    figures = recipe.main(parse(recipe.ChooseConfig, words))
+    found = json.loads((output / "run.json").read_text(encoding="utf-8"))
+    assert set(found["baselines"]) == {"chance", "TF-IDF similarity"} == set(found["task"]["baselines"])
+    low, high = found["task"]["intervals"]["accuracy"]
+    assert low <= figures["accuracy"] <= high
+    if method == "full":
+        assert figures["accuracy"] > 0.8 > found["baselines"]["chance"]["accuracy"]
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert "TF-IDF similarity" in page
+    assert "AutoModelForMultipleChoice" in page
+    model, info = AutoModelForMultipleChoice.from_pretrained(output, trust_remote_code=True, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    data = prepare(tmp_path / "rows.jsonl", padded_tokenizer(tokenizer, 48), validation_fraction=0.2, max_length=48)
+    batch = data.collate([data.validation[i] for i in range(len(data.validation))])
+    with torch.no_grad():
+        logits = model.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    assert data.measure(list(logits.numpy()))["accuracy"] == figures["accuracy"]  # what was saved is what was measured
+
+
+def test_wrong_choices_are_right_ones_of_other_rows_of_the_same_side(write, tokenizer):
+    some = [{"text": f"text {i}", "title": f"title {i % 15}"} for i in range(30)]
+    columns = {"question_column": "text", "choices_column": None, "answer_column": "title"}
+    data, again = (prepare(write(some), tokenizer, validation_fraction=0.4, **columns) for _ in range(2))
+    assert data.asked == again.asked
+    for side, asked in data.asked.items():
+        titles = {row.target.right for row in data.texts[side]}
+        for row, each in zip(data.texts[side], asked, strict=True):
+            assert each.choices[each.answer] == row.target.right
+            assert len(set(each.choices)) == 4
+            assert set(each.choices) <= titles
+    assert len({each.answer for each in data.asked["train"]}) > 1
+    with pytest.raises(InputError, match=r"data\.distractors = 30: one side of the split has only"):
+        prepare(write(some), tokenizer, distractors=30, **columns)
+
+
+def test_long_questions_give_way_and_rows_of_fewer_choices_are_filled_up(write, tokenizer):
+    some = [{"question": f"{'long ' * 40}{i}", "choices": ["good", "bad"][:2], "answer": "bad"} for i in range(4)]
+    data = prepare(write(some), tokenizer, max_length=16, validation_fraction=0.5)
+    assert all(len(choice) == 16 for row in data.train.ids for choice in row)
+    assert [row[1][-1] for row in data.train.ids] == [tokenizer.eos_token_id] * 2
+    assert tokenizer.decode(data.train.ids[0][1][:-1]).endswith("\nbad")
+    assert data.ledger.truncated_examples == 4
+    batch = ChoiceCollator(0, 16)([{"input_ids": [[1], [2, 3]], "labels": 0}, {"input_ids": [[1]] * 3, "labels": 2}])
+    assert batch["input_ids"].shape == (2, 3, 2)
+    assert batch["attention_mask"][0].tolist() == [[1, 0], [1, 1], [0, 0]]
+    assert data.measure([np.array([0.0, 1.0])] * 2) == {"accuracy": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"choices": ["a"], "answer": 0}, "no list of two different texts"),
+        ({"choices": ["a", "a"], "answer": 0}, "no list of two different texts"),
+        ({"choices": ["a", "b"], "answer": 2}, r"it names none of 2 choices\. Give 0 to 1"),
+        ({"choices": ["a", "b"], "answer": True}, "it names none"),
+        ({"choices": ["a", " "], "answer": 0}, r"rows\.jsonl:1, choices = ' ': the text is empty"),
+        ({"choices": ["a", "b"]}, "no column 'answer', which data.answer_column names"),
+    ],
+)
+def test_bad_rows_are_refused_by_name(write, tokenizer, row, message):
+    with pytest.raises(InputError, match=message):
+        prepare(write([{"question": "what?", **row}, *rows()]), tokenizer)
+
+
+def test_bad_fields_are_refused(write, tokenizer):
+    for field, message in (("distractors", "0"), ("max_length", "7")):
+        with pytest.raises(InputError, match=rf"data\.{field} = {message}"):
+            prepare(write(rows()), tokenizer, **{field: int(message)})
+    recipe = load_recipe("choose")
+    with pytest.raises(InputError, match=r"adapt\.method = 'prompt_tuning': it cannot be merged"):
+        recipe.main(parse(recipe.ChooseConfig, ["data.sources=[{path: x.jsonl}]", "adapt.method=prompt_tuning"]))
