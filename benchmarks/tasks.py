@@ -5,12 +5,13 @@
 
 What is run are the commands in the header of each configuration, with each base that a configuration names under runs/
 before it. A run leaves its figures with 95% bootstrap intervals in `run.json`; they are gathered in
-`benchmarks/results/tasks.json`, of which the README's table is made (`--table true` prints it).
+`benchmarks/results/tasks.json`, and put as a table into both READMEs.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from gpt_finetune.report.summary import METRICS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "tasks.json"
+READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
+MARKED = re.compile("(<!-- tasks -->).*(<!-- /tasks -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,10 @@ class ResultsConfig:
     Args:
         names: Which tasks; none for all.
         collect: Run nothing, gather what runs/ holds.
-        table: Print the README's table, and do nothing else.
     """
 
     names: list[str] = field(default_factory=list)
     collect: bool = False
-    table: bool = False
 
 
 def settings(task: Task) -> dict[str, Any]:
@@ -168,9 +169,6 @@ def _written(value: float, metric: str) -> str:
 def main(config: ResultsConfig) -> None:
     """Run, gather, write down."""
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    if config.table:
-        print(table(results))
-        return
     for name in config.names or TASKS:
         if name not in TASKS:
             raise InputError("names", name, "there is no such task", did_you_mean(name, TASKS))
@@ -181,6 +179,9 @@ def main(config: ResultsConfig) -> None:
             ordered = {known: results[known] for known in TASKS if known in results}
             RESULTS.write_text(json.dumps(ordered, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"{name}: {found or 'no finished run'}")
+    for readme in READMES:
+        told = MARKED.sub(lambda marks: f"{marks[1]}\n{table(results)}\n{marks[2]}", readme.read_text(encoding="utf-8"))
+        readme.write_text(told, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -73,6 +73,7 @@ def main(config: ClassifyConfig) -> dict[str, float]:
 
         from gpt_finetune.adaptation.methods import adapt
         from gpt_finetune.tasks import training
+        from gpt_finetune.tasks.attribution import explain
         from gpt_finetune.tasks.baselines import run_baselines
         from gpt_finetune.tasks.judging import judge
 
@@ -105,6 +106,8 @@ def main(config: ClassifyConfig) -> dict[str, float]:
         launched.receipt |= {"baselines": outcome.baselines, "task": outcome.section}
         if config.judge.merge:
             trainer.model = heads.merged(trainer.model, config.adapt)
+        if launched.main and not trainer.is_fsdp_enabled:
+            explain(trainer.model, data, outcome.section["errors"])
         training.tidy(launched.folder, config.train)
         launched.finish(trainer, figures)
     return figures

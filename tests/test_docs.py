@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
+import sys
 from typing import Any
 
 import pytest
 from support import ROOT, load_recipe
 
 from gpt_finetune.config import parse
+from gpt_finetune.report.summary import METRICS
 
 READMES = ["README.md", "README.zh-CN.md"]
 
@@ -112,6 +115,22 @@ def test_figures_of_fine_tuning_are_those_measured(name):
     assert dialogue["loss_of_lora_above_full"] < 0.05
     assert f"{adaptation['share_of_memory']:.0%}" in text
     assert adaptation["share_of_memory"] <= 0.7
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_the_table_of_tasks_is_what_was_measured(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("tasks_table", ROOT / "benchmarks" / "tasks.py")
+    tasks = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = tasks  # where dataclasses look for their own module
+    spec.loader.exec_module(tasks)
+    assert f"<!-- tasks -->\n{tasks.table(result('tasks'))}\n<!-- /tasks -->" in text
+    for task in tasks.TASKS.values():
+        config = ROOT / "configs" / task.config
+        assert tasks.commands(config), "the header says how it is run"
+        assert task.metric in METRICS
+    for found in result("tasks").values():
+        assert found["interval"][0] <= found["value"] <= found["interval"][1]
 
 
 @pytest.mark.parametrize("name", READMES)

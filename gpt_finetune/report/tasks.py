@@ -28,11 +28,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Error:
-    """A held-out text that the model got wrong."""
+    """A held-out text that the model got wrong; the parts of it speak for the prediction (above 0) or against it."""
 
     text: str
     label: str
     predicted: str
+    parts: list[tuple[str, float]]
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,16 @@ def _by_label(task: Record) -> Table | None:
 
 def _errors(task: Record) -> list[Error]:
     listed = [row for row in task.get("errors") or [] if isinstance(row, Mapping)]
-    return [Error(str(row.get("text") or ""), _said(row.get("label")), _said(row.get("predicted"))) for row in listed]
+    return [
+        Error(str(row.get("text") or ""), _said(row.get("label")), _said(row.get("predicted")), _parts(row))
+        for row in listed
+    ]
+
+
+def _parts(row: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Return the parts of a text with their weights; without any, the text as a whole."""
+    parts = row.get("parts")
+    return [(str(text), float(weight)) for text, weight in parts] if isinstance(parts, list) else []
 
 
 def _note(task: Record) -> str:

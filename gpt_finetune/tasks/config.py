@@ -180,14 +180,15 @@ class JudgeConfig:
     Args:
         metric: Which figure chooses the best checkpoint, and stops early: accuracy, macro_f1, ece (one label);
             micro_f1, macro_f1, subset_accuracy (several); mse, pearson (regression); entity_f1, entity_precision,
-            entity_recall, accuracy (names in a text); accuracy, macro_f1 (a class for each word). null: macro_f1,
-            micro_f1, mse, entity_f1 or accuracy.
+            entity_recall, accuracy (names in a text); accuracy, macro_f1 (a class for each word); exact_match,
+            token_f1, no_answer_accuracy (answers in a text); accuracy (choices). null: macro_f1, micro_f1, mse,
+            entity_f1, accuracy or token_f1.
         early_stopping: Stop after so many evaluations without a better figure; null never stops early. Checkpoints are
             compared whenever train.eval_steps is set, and the best one is what is saved.
         class_weights: none weighs all texts alike; balanced gives each label the same part in the training loss.
         baselines: Train the simple models beside it, too.
         resamples: Bootstrap samples behind the confidence intervals.
-        errors: How many of the worst errors to show.
+        errors: How many of the worst errors to show; with one label a text, with what in them spoke for which.
         merge: Write an adapter into the weights of the base at the end, where its method allows, so that transformers'
             pipelines open the folder; false leaves the adapter.
     """

@@ -257,6 +257,21 @@ def test_methods_run(begin, tmp_path, method):
     figures = begin(tmp_path / "run", f"adapt.method={method}", packing, *more)
     assert figures["eval_loss"] > 0
     assert ask(tmp_path / "run", ["good"], tmp_path)[0]["label"] in ("kind", "unkind")
+    errors = receipt(tmp_path / "run")["task"]["errors"]  # of which a model after two steps has some
+    for error in errors:
+        assert "".join(text for text, _ in error["parts"]) == error["text"]
+        assert any(weight for _, weight in error["parts"])
+    assert 'class="for"' in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_from_scratch_reading_both_ways(begin, tmp_path):
+    """The tokenizer is made of the training texts; `tiny` has room for 512 tokens."""
+    figures = begin(tmp_path / "run", "model=new:tiny", "bidirectional=true")
+    assert figures["accuracy"] > 0.8
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["is_causal"] is False
+    assert receipt(tmp_path / "run")["model"]["preset"] == "tiny"
+    assert ask(tmp_path / "run", ["good plot"], tmp_path)[0]["label"] == "kind"
 
 
 @pytest.mark.parametrize(
