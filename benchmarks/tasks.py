@@ -147,18 +147,28 @@ def held_out(receipt: dict[str, Any]) -> int:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """Return the table in Markdown, a row a task; what does not beat each of its baselines says so."""
-    head = ["| task | n | figure | ours (95%) | baselines | minutes |", "|---|---:|---|---:|---|---:|"]
+    """Return the table in Markdown, a row a task; what is not clearly above each of its baselines says so."""
+    head = ["| task | held out | figure | ours (95%) | baselines | minutes x cores |", "|---|---:|---|---|---|---:|"]
     return "\n".join([*head, *(_row(TASKS[name], found) for name, found in results.items())])
 
 
 def _row(task: Task, found: dict[str, Any]) -> str:
     value, low, high = (_written(number, task.metric) for number in (found["value"], *found["interval"]))
     others = ", ".join(f"{name} {_written(told['value'], task.metric)}" for name, told in found["baselines"].items())
-    beaten = all(found["value"] > told["value"] for told in found["baselines"].values())
-    ours = f"**{value}** ({low} to {high})" if beaten else f"{value} ({low} to {high}), behind"
+    ours = f"{value} ({low} to {high}){_verdict(found)}"
+    if not _verdict(found):
+        ours = f"**{value}** ({low} to {high})"
     link = f"[{task.title}]({found['config']})"
-    return f"| {link} | {found['n']:,} | {METRICS[task.metric].label} | {ours} | {others} | {found['minutes']:g} |"
+    cost = f"{found['minutes']:g} x {found['environment']['threads']}"
+    return f"| {link} | {found['n']:,} | {METRICS[task.metric].label} | {ours} | {others} | {cost} |"
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    """Say where a figure is not clearly above each baseline's."""
+    if any(found["value"] <= told["value"] for told in found["baselines"].values()):
+        return ", behind"
+    p = max(told.get("p", 0.0) for told in found["baselines"].values())
+    return "" if p < 0.05 else f", p = {p:.2f}"
 
 
 def _written(value: float, metric: str) -> str:
