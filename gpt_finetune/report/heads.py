@@ -23,7 +23,8 @@ tags = model(**inputs).logits[0].argmax(-1)
 pieces = [tokenizer.decode([i]) for i in inputs["input_ids"][0]]
 print([(piece, model.config.id2label[int(tag)]) for piece, tag in zip(pieces, tags)])"""
 
-_ANSWER = """inputs = tokenizer("Who wrote it?", {prompt}, return_tensors="pt")
+_ANSWER = """row = "Who wrote it?\\n" + {prompt} + tokenizer.eos_token  # as in training; the end token means: not said
+inputs = tokenizer(row, return_tensors="pt")
 outputs = model(**inputs)
 start, end = outputs.start_logits[0].argmax(), outputs.end_logits[0].argmax()
 print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))"""
