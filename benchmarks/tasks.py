@@ -185,9 +185,8 @@ def main(config: ResultsConfig) -> None:
         if not config.collect:
             execute(ROOT / "configs" / TASKS[name].config)
         if (found := gathered(TASKS[name])) is not None:
-            results = {
-                known: found if known == name else results[known] for known in TASKS if known in {*results, name}
-            }
+            results[name] = found
+            results = {known: results[known] for known in TASKS if known in results}
             RESULTS.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"{name}: {found or 'no finished run'}")
     for readme in READMES:
