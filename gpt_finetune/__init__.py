@@ -1,44 +1,28 @@
-"""Build, train and fine-tune GPT models inside the Hugging Face ecosystem."""
+"""Build, train and fine-tune GPT models inside the Hugging Face ecosystem.
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForMultipleChoice,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-)
+`import gpt_finetune` tells transformers and PEFT of our classes, as soon as transformers itself is imported.
+"""
 
-from .adaptation.registration import register_with_peft
-from .conversion import export_native, read_foreign_checkpoints
-from .model import (
-    GPTConfig,
-    GPTForCausalLM,
-    GPTForMaskedLM,
-    GPTForMultipleChoice,
-    GPTForQuestionAnswering,
-    GPTForSequenceClassification,
-    GPTForTokenClassification,
-    GPTModel,
-)
-from .presets import preset
-from .saving import refuse_what_would_not_load
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .arrival import when_transformers_is_there
+
+if TYPE_CHECKING:
+    from .conversion import export_native
+    from .model import (
+        GPTConfig,
+        GPTForCausalLM,
+        GPTForMaskedLM,
+        GPTForMultipleChoice,
+        GPTForQuestionAnswering,
+        GPTForSequenceClassification,
+        GPTForTokenClassification,
+        GPTModel,
+    )
+    from .presets import preset
 
 __version__ = "0.1.0"
-
-AutoConfig.register(GPTConfig.model_type, GPTConfig)
-AutoModel.register(GPTConfig, GPTModel)
-AutoModelForCausalLM.register(GPTConfig, GPTForCausalLM)
-AutoModelForMaskedLM.register(GPTConfig, GPTForMaskedLM)
-AutoModelForMultipleChoice.register(GPTConfig, GPTForMultipleChoice)
-AutoModelForQuestionAnswering.register(GPTConfig, GPTForQuestionAnswering)
-AutoModelForSequenceClassification.register(GPTConfig, GPTForSequenceClassification)
-AutoModelForTokenClassification.register(GPTConfig, GPTForTokenClassification)
-read_foreign_checkpoints()
-register_with_peft()
-refuse_what_would_not_load()
 
 __all__ = [
     "GPTConfig",
@@ -52,3 +36,38 @@ __all__ = [
     "export_native",
     "preset",
 ]
+
+_HOMES = {name: ".model" for name in __all__ if name.startswith("GPT")}
+_HOMES |= {"export_native": ".conversion", "preset": ".presets"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _register() -> None:
+    """Make our classes known: to the Auto classes, to PEFT, and to themselves what does not travel with them."""
+    import transformers
+
+    from . import model
+    from .adaptation.registration import register_with_peft
+    from .conversion import read_foreign_checkpoints
+    from .saving import refuse_what_would_not_load
+
+    transformers.AutoConfig.register(model.GPTConfig.model_type, model.GPTConfig)
+    transformers.AutoModel.register(model.GPTConfig, model.GPTModel)
+    for name in (name for name in __all__ if name.startswith("GPTFor")):
+        auto = getattr(transformers, name.replace("GPT", "AutoModel"))
+        auto.register(model.GPTConfig, getattr(model, name))
+    read_foreign_checkpoints()
+    register_with_peft()
+    refuse_what_would_not_load()
+
+
+when_transformers_is_there(_register)

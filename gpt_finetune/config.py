@@ -9,12 +9,13 @@ import re
 import shlex
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, _postponed_annotations, set_parsing_settings
 
 from gpt_finetune.errors import InputError, did_you_mean
 
@@ -34,7 +35,12 @@ def parse(config_class: type[T], arguments: Sequence[str] | None = None) -> T:
     Raises:
         InputError: A key is unknown, a value has the wrong type, or the file cannot be read.
     """
-    words = _normalise(sys.argv[1:] if arguments is None else list(arguments), config_class)
+    with _type_checking_blocks_asleep():
+        return _parse(config_class, sys.argv[1:] if arguments is None else list(arguments))
+
+
+def _parse(config_class: type[T], arguments: list[str]) -> T:
+    words = _normalise(arguments, config_class)
     summary = (config_class.__doc__ or "").split("\n\n")[0]
     parser = ArgumentParser(
         prog=Path(sys.argv[0]).name,
@@ -54,6 +60,18 @@ def parse(config_class: type[T], arguments: Sequence[str] | None = None) -> T:
     values = vars(namespace)
     values.pop("config", None)
     return config_class(**values)
+
+
+@contextmanager
+def _type_checking_blocks_asleep() -> Iterator[None]:
+    """Keep jsonargparse from running `if TYPE_CHECKING:` blocks: seconds of imports, of which no field has its type."""
+    visitor = _postponed_annotations.TypeCheckingVisitor
+    visit = visitor.visit_If
+    visitor.visit_If = lambda self, node: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        visitor.visit_If = visit  # type: ignore[method-assign]
 
 
 def run(main: Callable[[T], Any], config_class: type[T], arguments: Sequence[str] | None = None) -> Any:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from gpt_finetune.config import run
 from gpt_finetune.errors import InputError
 from gpt_finetune.tasks.config import SINGLE, ClassifyDataConfig, JudgeConfig
-from gpt_finetune.tasks.prompting import PromptConfig
+from gpt_finetune.tasks.prompt_config import PromptConfig
 from gpt_finetune.training.run import RECEIPT, Run
 
 

@@ -182,7 +182,7 @@ def test_did_you_mean_lists_all_when_nothing_is_close():
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in (ROOT / "recipes").glob("*.py")))
 def test_help_lists_every_field_with_its_default(recipe, capsys):
     module = load_recipe(recipe)
-    config_class = next(v for k, v in vars(module).items() if k.lower() == f"{recipe.rstrip('_')}config")
+    config_class = next(v for k, v in vars(module).items() if k.lower() == f"{recipe.replace('_', '')}config")
     with pytest.raises(SystemExit) as caught:
         parse(config_class, ["--help"])
     assert caught.value.code == 0

@@ -14,7 +14,7 @@ from gpt_finetune.config import parse
 from gpt_finetune.errors import InputError
 from gpt_finetune.tasks import prompting
 from gpt_finetune.tasks.labels import softmax
-from gpt_finetune.tasks.prompting import PromptConfig
+from gpt_finetune.tasks.prompt_config import PromptConfig
 from gpt_finetune.training.callbacks import read_json_lines
 
 CONFIGS = sorted((ROOT / "configs" / "zero_shot").glob("*.yaml"))
