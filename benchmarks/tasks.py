@@ -126,7 +126,7 @@ def gathered(task: Task) -> dict[str, Any] | None:
         for name, told in section["baselines"].items()
         if task.metric in told
     }
-    environment = receipt["environment"]
+    environment = receipt.get("environment", {})  # nothing was trained where there is none
     return {
         "config": f"configs/{task.config}",
         "base": said.get("model") if isinstance(said.get("model"), str) else "from scratch",
@@ -159,7 +159,7 @@ def _row(task: Task, found: dict[str, Any]) -> str:
     if not _verdict(found):
         ours = f"**{value}** ({low} to {high})"
     link = f"[{task.title}]({found['config']})"
-    cost = f"{found['minutes']:g} x {found['environment']['threads']}"
+    cost = f"{found['minutes']:g} x {found['environment'].get('threads', 1)}"
     return f"| {link} | {found['n']:,} | {METRICS[task.metric].label} | {ours} | {others} | {cost} |"
 
 
