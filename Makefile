@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train models data results test test-fast test-clients check format lock clean
+.PHONY: train models data results test test-long test-fast test-clients check format lock clean
 
 train: .venv/ready  ## Train the quickstart model from scratch (under 10 minutes on 2 CPU cores)
 	$(BIN)/accelerate launch --quiet --config_file configs/accelerate/single.yaml \
@@ -18,10 +18,13 @@ results: data  ## Run every downstream task (hours) into benchmarks/results/task
 	PYTHONPATH=. $(BIN)/python benchmarks/tasks.py
 
 test: models  ## All tests that fit the gate
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
+	$(BIN)/python -m pytest -m "not long" --numprocesses auto --maxprocesses 8
+
+test-long: models  ## The long proofs that the gate leaves out: many kills, whole matrices
+	$(BIN)/python -m pytest -m long
 
 test-fast: .venv/ready  ## Tests without those marked slow
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not long"
 
 # Other people's software in environments of their own; none may be missing, and what came of it is written down.
 test-clients: .venv-clients/ready .venv-vllm/ready  ## Tests with other people's software; writes docs/compatibility.md
