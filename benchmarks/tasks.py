@@ -57,7 +57,7 @@ TASKS = {
     "ner-zh": Task("named entities, zh", "tag/ner-zh.yaml", "entity_f1"),
     "pos-en": Task("parts of speech, en", "tag/pos-en.yaml", "accuracy"),
     "relations-en": Task("relations as JSON, en (silver)", "generate/relations-en.yaml", "micro_f1"),
-    "events-zh": Task("facts of lives as JSON, zh (silver)", "generate/events-zh.yaml", "micro_f1"),
+    "facts-zh": Task("facts of lives, zh (silver)", "tag/facts-zh.yaml", "entity_f1"),
     "qa-en": Task("extractive questions, en (silver)", "answer/qa-en.yaml", "token_f1"),
     "qa-zh": Task("extractive questions, zh (silver)", "answer/qa-zh.yaml", "token_f1"),
     "choice-en": Task("multiple choice, en", "answer/choice-en.yaml", "accuracy"),

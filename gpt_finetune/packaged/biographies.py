@@ -33,10 +33,11 @@ WITHOUT = 3  # one question without an answer for so many with one
 
 
 def lives(source: Path) -> dict[str, Rows]:
-    """Return `biographies.jsonl`: text, name and the columns of `FACTS`; and `qa-zh.jsonl`.
+    """Return `biographies.jsonl`: text, name, the columns of `FACTS`, slots; and `qa-zh.jsonl`.
 
-    A column has the words of the text, or null. Rows of the latter have question, context, answers and start; a quarter
-    has no answer: the text does not speak of it, or of an examination without its year.
+    A column has the words of the text, or null; slots are those that have some. Rows of the latter have question,
+    context, answers and start; a quarter has no answer: the text does not speak of it, or of an examination without
+    its year.
 
     Args:
         source: The folder of `authors.song.json`.
@@ -60,7 +61,7 @@ def lives(source: Path) -> dict[str, Rows]:
                 questions.add(**row, answers=[match[1]], start=[match.start(1)])
             elif _is_silent(column, text):
                 without.append(row)
-        told.add(text=text, name=name, **facts)
+        told.add(text=text, name=name, **facts, slots={name: value for name, value in facts.items() if value})
     few = len(questions.kept) // WITHOUT
     questions.dropped["without an answer, beyond a quarter"] = max(0, len(without) - few)
     for row in chance.sample(without, min(few, len(without))):

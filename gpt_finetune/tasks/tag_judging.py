@@ -16,6 +16,7 @@ from gpt_finetune.metrics import sequences
 from gpt_finetune.tasks.baselines import Baseline
 from gpt_finetune.tasks.config import ENTITIES, FIGURES, JudgeConfig
 from gpt_finetune.tasks.judging import MOST_CLASSES, Outcome, lengths
+from gpt_finetune.tasks.tag_patterns import PATTERN, find_by_pattern, fits
 from gpt_finetune.tasks.tag_reading import Tagged
 
 if TYPE_CHECKING:
@@ -30,14 +31,16 @@ def run_baselines(data: PreparedTagging) -> dict[str, Baseline]:
     """Give each held-out word the tag that it has most often in training, an unknown word the commonest of all tags.
 
     Where words were taken apart, each part; and beside that, with more to go by than the model, the words as the rows
-    mark them.
+    mark them. Where names are fields with one value, patterns around them as well.
 
     Args:
         data: The rows.
     """
     apart = any(size > 1 for rows in data.texts.values() for row in rows for size in row.target.sizes)
     ways: dict[str, Words] = {CHARACTER if data.facts["characters"] else WORD: _seen}
-    return {name: _most_frequent(data, words) for name, words in (ways | ({MARKED: _marked} if apart else {})).items()}
+    ways |= {MARKED: _marked} if apart else {}
+    told = {name: _most_frequent(data, words) for name, words in ways.items()}
+    return told | ({PATTERN: find_by_pattern(data)} if fits(data) else {})
 
 
 def _most_frequent(data: PreparedTagging, words_of: Words) -> Baseline:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from gpt_finetune.data.readers import Record
 from gpt_finetune.errors import InputError
@@ -125,19 +126,33 @@ class TagReader:
             raise InputError(record.origin, slots, "slots are a mapping from names to values", _REPAIR)
         words = split_text(text, self.joiner)
         spans: list[tuple[str, range]] = []  # characters of the text
-        # the longest first: a "kitchen" within the "kitchen radio" is not the place of another slot
-        for name, value in sorted(slots.items(), key=lambda slot: -len(str(slot[1]))):
-            places = _places(text, str(value).strip(), spaced=bool(self.joiner))
-            free = [place for place in places if not any(_meet(place, taken) for _, taken in spans)]
+        for name, free in find_slots(text, slots, spaced=bool(self.joiner)):
             if not free and config.strict:
                 problem = (
                     f"the value of the slot {name!r} does not stand in the text, and data.strict=true refuses such"
                 )
-                raise InputError(record.origin, value, problem, _REPAIR)
+                raise InputError(record.origin, slots[name], problem, _REPAIR)
             self.slots["found" if free else "dropped"] += 1
             self.slots["ambiguous"] += len(free) > 1
             spans += [(str(name), place) for place in free[:1]]
-        return words, _tag_spans(text, words, spans)
+        return words, tag_spans(text, words, spans)
+
+
+def find_slots(text: str, slots: Mapping[str, Any], *, spaced: bool) -> list[tuple[str, list[range]]]:
+    """Return where the value of each slot stands in a text, as characters; the first place is its own.
+
+    Args:
+        text: The text.
+        slots: Values by name.
+        spaced: Whether spaces part the words.
+    """
+    found: list[tuple[str, list[range]]] = []
+    # the longest first: a "kitchen" within the "kitchen radio" is not the place of another slot
+    for name, value in sorted(slots.items(), key=lambda slot: -len(str(slot[1]))):
+        taken = [place for _, places in found for place in places[:1]]
+        places = _places(text, str(value).strip(), spaced=spaced)
+        found.append((name, [place for place in places if not any(_meet(place, other) for other in taken)]))
+    return found
 
 
 def words_in(value: object, origin: str) -> list[str]:
@@ -185,7 +200,7 @@ def _meet(one: range, other: range) -> bool:
     return one.start < other.stop and other.start < one.stop
 
 
-def _tag_spans(text: str, words: Sequence[str], spans: Sequence[tuple[str, range]]) -> list[str]:
+def tag_spans(text: str, words: Sequence[str], spans: Sequence[tuple[str, range]]) -> list[str]:
     """Return a tag for each word: that of the span that it stands in, at least in part."""
     tags, at = [], 0
     open_span: range | None = None

@@ -32,7 +32,12 @@ EXPECTED = {
     ("brown", "pos.jsonl"): (57340, {"words", "tags", "genre"}, 0, {}),
     ("chinese-poetry", "tang.jsonl"): (57603, {"text", "title", "author"}, 0, {"empty": 4}),
     ("chinese-poetry", "song.jsonl"): (254225, {"text", "title", "author"}, 0, {"empty": 23}),
-    ("chinese-poetry", "biographies.jsonl"): (7915, {"text", "name", *FACTS}, 0, {"duplicate": 1013, "empty": 6}),
+    ("chinese-poetry", "biographies.jsonl"): (
+        7915,
+        {"text", "name", "slots", *FACTS},
+        0,
+        {"duplicate": 1013, "empty": 6},
+    ),
     ("chinese-poetry", "qa-zh.jsonl"): (16625, QUESTION, 0, {"without an answer, beyond a quarter": 6086}),
     ("wordnet", "relations.jsonl"): (
         57044,

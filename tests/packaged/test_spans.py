@@ -57,9 +57,9 @@ LIFE = "曾致堯（九四七～一○一二），字正臣，撫州南豐（今
 def test_lives_say_where_a_poet_is_from_and_when_examined(tmp_path, text, facts):
     (tmp_path / biographies.FILE).write_text(json.dumps([{"name": " 甲 ", "desc": f" {text}\n"}]), encoding="utf-8")
     found = biographies.lives(tmp_path)
-    assert found["biographies.jsonl"].kept == [
-        {"text": text, "name": "甲", **dict(zip(biographies.FACTS, facts, strict=True))}
-    ]
+    told = dict(zip(biographies.FACTS, facts, strict=True))
+    slots = {name: value for name, value in told.items() if value}
+    assert found["biographies.jsonl"].kept == [{"text": text, "name": "甲", **told, "slots": slots}]
     asked = found["qa-zh.jsonl"].kept
     assert [row["answers"] for row in asked] == [[fact] for fact in facts if fact]
     assert all(text[row["start"][0] :].startswith(row["answers"][0]) for row in asked)

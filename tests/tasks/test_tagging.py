@@ -15,6 +15,7 @@ from gpt_finetune.tasks.heads import padded_tokenizer
 from gpt_finetune.tasks.tag_config import TagDataConfig
 from gpt_finetune.tasks.tag_features import WordEncoder, find_owners, part
 from gpt_finetune.tasks.tag_judging import judge, run_baselines
+from gpt_finetune.tasks.tag_patterns import find_by_pattern, fits
 from gpt_finetune.tasks.tagging import TagTrainer, prepare_tagging
 
 FEW = [
@@ -250,6 +251,25 @@ def test_baselines_of_characters_with_and_without_words(prepare_tags, save_rows)
     told = {name: [found.labels.names[tag] for tag in each.predictions] for name, each in run_baselines(found).items()}
     assert told["most frequent tag per word, words given"] == ["B-LOC", "I-LOC", "O", "O"]
     assert told["most frequent tag per character"] == ["B-LOC", "O", "O", "O"]
+
+
+def test_the_baseline_of_fields_is_what_stands_around_them(prepare_tags, save_rows):
+    named = zip("甲乙丙丁戊己", ["天", "地", "玄", "黃", "宇", "日月"], strict=True)
+    train = [{"text": f"{name}，字{other}，人。", "slots": {"as": other}} for name, other in named]
+    train += [{"text": f"{name}，人。", "slots": {}} for name in "庚辛壬"]
+    tests = [{"text": "癸，字洪荒，人。", "slots": {"as": "洪荒"}}, {"text": "子，人。", "slots": {}}]
+    sides = {"validation": [save_rows("test.jsonl", *tests)], "slots_column": "slots"}
+    found = prepare_tags(save_rows("a.jsonl", *train), **sides)
+    assert fits(found)
+    told = [found.labels.names[tag] for tag in find_by_pattern(found).predictions]
+    assert told == [*("O", "O", "O", "B-as", "I-as", "O", "O", "O"), *"OOOO"]
+    assert "pattern" in run_baselines(found)
+    train.append({"text": "丑，字日，字月，人。", "slots": {"as": "日", "other": "月"}})
+    assert fits(prepare_tags(save_rows("b.jsonl", *train), **sides))
+    twice = [{"words": ["a", f"b{i}", "c"], "tags": ["B-X", "O", "B-X"]} for i in range(30)]
+    assert not fits(prepare_tags(save_rows("c.jsonl", *twice)))
+    words = [{"words": ["a", f"b{i}", "c"], "tags": ["x", "y", "x"]} for i in range(30)]
+    assert not fits(prepare_tags(save_rows("d.jsonl", *words)))
 
 
 def test_reading_to_the_right_the_last_token_knows_a_word_and_the_first_does_not(prepare_tags, save_rows, make_config):
