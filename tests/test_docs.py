@@ -118,6 +118,18 @@ def test_figures_of_fine_tuning_are_those_measured(name):
 
 
 @pytest.mark.parametrize("name", READMES)
+def test_figures_of_speed_are_those_measured(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    training, product = result("training"), result("tasks-speed")["product"]
+    memory = product["packed"]["peak_mb"] / product["padded, transformers"]["peak_mb"]
+    for times, share in (
+        (training["times_faster"], training["share_of_memory"]),
+        (product["packed_over_padded_transformers"], memory),
+    ):
+        assert f"**{times:.2f} x** | {share:.0%} |" in text
+
+
+@pytest.mark.parametrize("name", READMES)
 def test_the_table_of_tasks_is_what_was_measured(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     spec = importlib.util.spec_from_file_location("tasks_table", ROOT / "benchmarks" / "tasks.py")
