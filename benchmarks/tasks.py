@@ -1,7 +1,7 @@
 """Every downstream task on real data beside its baselines: `make results` runs them all, this file some of them.
 
     PYTHONPATH=. python benchmarks/tasks.py --names '[sentiment-en, ner-zh]'
-    PYTHONPATH=. python benchmarks/tasks.py --collect true   # no training: what runs/ holds
+    PYTHONPATH=. python benchmarks/tasks.py --collect   # no training: what runs/ holds
 
 What is run are the commands in the header of each configuration, with each base that a configuration names under runs/
 before it. A run leaves its figures with 95% bootstrap intervals in `run.json`; they are gathered in
