@@ -58,6 +58,7 @@ def _register() -> None:
     from . import model
     from .adaptation.registration import register_with_peft
     from .conversion import read_foreign_checkpoints
+    from .quantization.quantizer import register as register_quantizer
     from .saving import refuse_what_would_not_load
 
     transformers.AutoConfig.register(model.GPTConfig.model_type, model.GPTConfig)
@@ -67,6 +68,7 @@ def _register() -> None:
         auto.register(model.GPTConfig, getattr(model, name))
     read_foreign_checkpoints()
     register_with_peft()
+    register_quantizer()
     refuse_what_would_not_load()
 
 

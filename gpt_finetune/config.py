@@ -75,14 +75,26 @@ def _type_checking_blocks_asleep() -> Iterator[None]:
 
 
 def run(main: Callable[[T], Any], config_class: type[T], arguments: Sequence[str] | None = None) -> Any:
-    """Parse, then call `main`; bad input ends as one line on standard error and exit code 2."""
+    """Parse, then call `main`; bad input ends as one line on standard error and exit code 2.
+
+    However many processes were launched, what all of them meet is said once. What one meets when they have joined may
+    be its own, a row that no other has read, and it says so itself.
+    """
     _show_log()
     try:
         return main(parse(config_class, arguments))
     except InputError as error:
-        if os.environ.get("RANK", "0") == "0":  # one line, however many processes were launched
+        rank = os.environ.get("RANK", "0")
+        if rank == "0":
             print(f"error: {error}", file=sys.stderr)
+        elif _have_joined():
+            print(f"error on process {rank}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _have_joined() -> bool:
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 def _show_log() -> None:

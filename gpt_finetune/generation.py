@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from gpt_finetune.errors import InputError
+from gpt_finetune.quantization import quantization_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,26 +51,33 @@ class Answer:
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
 
 
-def load(path: str, *, trust_remote_code: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(
+    path: str, *, trust_remote_code: bool = False, quantize: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model with its tokenizer, on the accelerator if there is one.
 
     Args:
         path: Folder or Hub id.
         trust_remote_code: Run code that comes with a model that is not one of ours.
+        quantize: A name of `gpt_finetune.quantization.QUANTIZE`; the model then stays on the CPU.
 
     Raises:
-        InputError: There is no such model, or it has no tokenizer.
+        InputError: There is no such model or quantisation, or it has no tokenizer.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    more = {} if quantize is None else {"quantization_config": quantization_config(quantize)}
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=trust_remote_code, **more)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         problem = str(error).splitlines()[0]
         raise InputError("model", path, problem, "Give a model's folder or Hub id; `make train` makes one") from None
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    quantized = getattr(model, "is_quantized", False)  # its kernels decide where it stands
+    device = None if quantized or not torch.accelerator.is_available() else torch.accelerator.current_accelerator()
     return model.to(device).eval() if device is not None else model.eval(), tokenizer
 
 

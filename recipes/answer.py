@@ -62,7 +62,7 @@ def main(config: AnswerConfig) -> dict[str, float]:
     metric, greater = config.judge.chosen(ANSWERS)
     from gpt_finetune.data.tokenizer import load_tokenizer
     from gpt_finetune.packaged import locate
-    from gpt_finetune.tasks import answering, heads
+    from gpt_finetune.tasks import answering, heads, scratch
 
     answering.check_method(config.adapt)
     base = locate(config.model)
@@ -84,7 +84,7 @@ def main(config: AnswerConfig) -> dict[str, float]:
         model = heads.load_with_head(
             base, answering.ANSWERER, data.settings(), config.adapt, config.attn_implementation
         )
-        facts = {"base_model": config.model, "method": config.adapt.method}
+        facts = scratch.base_facts(config.model, model, config.adapt)
         model = adapt(model, config.adapt, example_batches=training.unlabelled(data, config.train.batch_size))
         trainer = answering.AnswerTrainer(
             model=model,

@@ -27,6 +27,7 @@ class ClassifyConfig:
         output_dir: Folder for the model and all that the run leaves.
         resume: Go on from the last checkpoint in output_dir.
         overwrite: Replace the run that output_dir holds.
+        folds: Hold each of so many folds out once, a run for each in a folder of its own; null holds one part out.
         model: The base: folder or Hub id of one of ours or of a dialect that gpt_finetune/conversion reads, or the name
             of one that arrives as a package; or `new:` and a preset, for a model from scratch with its own tokenizer.
         tokenizer: Folder or Hub id of its tokenizer; null means the base's own.
@@ -42,6 +43,7 @@ class ClassifyConfig:
     output_dir: str = "runs/classify"
     resume: bool = False
     overwrite: bool = False
+    folds: int | None = None
     model: str = "smollm2-135m-instruct"
     tokenizer: str | None = None
     bidirectional: bool = False
@@ -58,9 +60,11 @@ def main(config: ClassifyConfig) -> dict[str, float]:
     config.adapt.validate()
     from gpt_finetune.data.tokenizer import load_tokenizer
     from gpt_finetune.packaged import locate
-    from gpt_finetune.tasks import classification, heads, scratch
+    from gpt_finetune.tasks import classification, folds, heads, scratch
 
     classification.check_method(config.adapt, config.data)
+    if config.folds is not None:
+        return folds.train_folds(config, "classify", main, classification.training_texts)
     texts = partial(classification.training_texts, config.data)
     base = scratch.find_base(config.model, config.tokenizer, config.adapt, config.train.seed, texts)
     require_positions(read_architecture(base), "data.max_length", config.data.max_length)
@@ -72,10 +76,9 @@ def main(config: ClassifyConfig) -> dict[str, float]:
         from transformers import set_seed
 
         from gpt_finetune.adaptation.methods import adapt
-        from gpt_finetune.tasks import training
+        from gpt_finetune.tasks import judging, training
         from gpt_finetune.tasks.attribution import explain
         from gpt_finetune.tasks.baselines import run_baselines
-        from gpt_finetune.tasks.judging import judge
 
         options = training.options(config.train, config.judge, config.data.packing, metric, greater)
         arguments = training_arguments(config.train, launched.folder, **options)
@@ -85,7 +88,7 @@ def main(config: ClassifyConfig) -> dict[str, float]:
         set_seed(config.train.seed)
         settings = data.settings() | ({"is_causal": False} if config.bidirectional else {})
         model = heads.load_with_head(base, heads.CLASSIFIER, settings, config.adapt, config.attn_implementation)
-        facts = scratch.name_base(config.model) | {"method": config.adapt.method}
+        facts = scratch.base_facts(config.model, model, config.adapt)
         model = adapt(model, config.adapt, example_batches=training.unlabelled(data, config.train.batch_size))
         trainer = training.TaskTrainer(
             model=model,
@@ -102,7 +105,7 @@ def main(config: ClassifyConfig) -> dict[str, float]:
         launched.describe(trainer, data, config, config.data.max_length, **facts)
         trainer.train(resume_from_checkpoint=launched.checkpoint)
         figures = trainer.final_figures()
-        outcome = judge(data, trainer.outputs, others, config.judge)
+        outcome = judging.judge(data, trainer.outputs, others, config.judge)
         launched.receipt |= {"baselines": outcome.baselines, "task": outcome.section}
         if config.judge.merge:
             trainer.model = heads.merged(trainer.model, config.adapt)

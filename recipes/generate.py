@@ -36,6 +36,7 @@ class GenerateConfig:
         top_k: Sample from so many likeliest tokens; 0 means all.
         seed: Seed of the sampling.
         trust_remote_code: Run the code that comes with a model that is not one of ours.
+        quantize: int8 or int4: smaller weights, on CPU; null keeps them as they are.
         options: Any further field of transformers.GenerationConfig: `options.num_beams=4`.
     """
 
@@ -51,6 +52,7 @@ class GenerateConfig:
     top_k: int = 0
     seed: int = 0
     trust_remote_code: bool = False
+    quantize: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -85,16 +87,15 @@ def main(config: GenerateConfig) -> list[str]:
         if name not in known:
             raise InputError(f"options.{name}", value, "there is no such option", did_you_mean(name, known))
     logging.set_verbosity_error()
-    model, tokenizer = load_tuned(config.model, trust_remote_code=config.trust_remote_code)
+    model, tokenizer = load_tuned(config.model, trust_remote_code=config.trust_remote_code, quantize=config.quantize)
     if config.chat and not tokenizer.chat_template:
         raise InputError("chat", True, "this model has no chat template", "Leave it out, or take a chat model")
     messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
     worded = {"tokenize": False, "add_generation_prompt": True}
     asked = tokenizer.apply_chat_template(messages, **worded) if config.chat else prompts
     set_seed(config.seed)
-    choice = {"temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
-    sampling = {"do_sample": True, **choice} if config.temperature > 0 else {"do_sample": False}
-    options = {**sampling, **config.options}
+    choice = {"do_sample": True} | {name: getattr(config, name) for name in ("temperature", "top_p", "top_k")}
+    options = (choice if config.temperature > 0 else {"do_sample": False}) | config.options
     if config.prompt_file is None:
         print(config.prompt, end="\n" if config.chat else "", flush=True)
         if options.get("num_beams", 1) == 1:
@@ -103,7 +104,6 @@ def main(config: GenerateConfig) -> list[str]:
         if "streamer" not in options:  # beams know their text only at the end
             print(answers[0])
         return answers
-
     answers = []
     with Path(config.output).open("w", encoding="utf-8") if config.output else nullcontext(sys.stdout) as file:
         for start in range(0, len(prompts), config.batch_size):

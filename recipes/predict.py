@@ -5,7 +5,8 @@
 
 A line of a plain-text file is a row. A classifier takes texts, and says what `pipeline("text-classification")` does; a
 tagger takes texts or lists `words`, of any length, and says a tag a word, where `pipeline("token-classification")` says
-one a token; a model that answers takes rows with `question` and `context`.
+one a token; a model that answers takes rows with `question` and `context`, one that chooses rows with `question` and a
+list `choices`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class PredictConfig:
     """Run a model over the rows of a file.
 
     Args:
-        model: Folder or Hub id of a model that classifies, tags or answers, or folder of an adapter that a run left.
+        model: Folder or Hub id of a model that classifies, tags, answers or chooses, or folder of an adapter that a run
+            left.
         input: The rows.
         text_column: Column of the text, where there are columns.
         batch_size: Rows a forward pass; does not change the scores.

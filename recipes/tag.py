@@ -28,6 +28,7 @@ class TagConfig:
         output_dir: Folder for the model and all that the run leaves.
         resume: Go on from the last checkpoint in output_dir.
         overwrite: Replace the run that output_dir holds.
+        folds: Hold each of so many folds out once, a run for each in a folder of its own; null holds one part out.
         model: The base: folder or Hub id of one of ours or of a dialect that gpt_finetune/conversion reads, or the name
             of one that arrives as a package; or `new:` and a preset, for a model from scratch with its own tokenizer.
         tokenizer: Folder or Hub id of its tokenizer; null means the base's own.
@@ -43,6 +44,7 @@ class TagConfig:
     output_dir: str = "runs/tag"
     resume: bool = False
     overwrite: bool = False
+    folds: int | None = None
     model: str = "smollm2-135m-instruct"
     tokenizer: str | None = None
     attn_implementation: str | None = None
@@ -59,9 +61,11 @@ def main(config: TagConfig) -> dict[str, float]:
     config.adapt.validate()
     from gpt_finetune.data.tokenizer import load_tokenizer
     from gpt_finetune.packaged import locate
-    from gpt_finetune.tasks import heads, scratch, tagging
+    from gpt_finetune.tasks import folds, heads, scratch, tagging
 
     tagging.check_method(config.adapt)
+    if config.folds is not None:
+        return folds.train_folds(config, "tag", main, tagging.training_texts)
     base = scratch.find_base(
         config.model, config.tokenizer, config.adapt, config.train.seed, lambda: tagging.training_texts(config.data)
     )
@@ -75,6 +79,7 @@ def main(config: TagConfig) -> dict[str, float]:
 
         from gpt_finetune.adaptation.methods import adapt
         from gpt_finetune.tasks import training
+        from gpt_finetune.tasks.attribution import explain_tags
         from gpt_finetune.tasks.tag_judging import judge, run_baselines
 
         options = training.options(config.train, config.judge, config.data.packing, metric, greater)
@@ -82,7 +87,7 @@ def main(config: TagConfig) -> dict[str, float]:
         others = run_baselines(data) if config.judge.baselines and launched.main else {}
         set_seed(config.train.seed)
         model = heads.load_with_head(base, heads.TAGGER, data.settings(), config.adapt, config.attn_implementation)
-        facts = scratch.name_base(config.model) | {"method": config.adapt.method}
+        facts = scratch.base_facts(config.model, model, config.adapt)
         model = adapt(model, config.adapt, example_batches=training.unlabelled(data, config.train.batch_size))
         trainer = tagging.TagTrainer(
             model=model,
@@ -102,6 +107,8 @@ def main(config: TagConfig) -> dict[str, float]:
         launched.receipt |= {"baselines": outcome.baselines, "task": outcome.section}
         if config.judge.merge:
             trainer.model = heads.merged(trainer.model, config.adapt)
+        if launched.main and not trainer.is_fsdp_enabled:
+            explain_tags(trainer.model, data, outcome.section["errors"])
         training.tidy(launched.folder, config.train)
         launched.finish(trainer, figures)
     return figures

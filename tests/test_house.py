@@ -13,6 +13,7 @@ from support import ROOT
 # A room may import rooms of a lower floor, and its neighbours as long as that makes no circle.
 FLOORS = {
     "errors": 0,
+    "checkpoints": 1,
     "model": 1,
     "config": 2,
     "costs": 2,
@@ -20,6 +21,7 @@ FLOORS = {
     "generation": 2,
     "metrics": 2,
     "presets": 2,
+    "quantization": 2,
     "report": 2,
     "adaptation": 3,
     "build": 3,

@@ -35,7 +35,8 @@ def fingerprint_of(model: nn.Module | str | Path) -> str:
     """Hash a base model: names, shapes and values of its weights, whatever precision they are held in on the way.
 
     Values are hashed as float32, which holds those of 16 bits exactly. Adapters do not count, but a method that has
-    changed the base (pissa) or a vocabulary that has grown does: take it before.
+    changed the base (pissa) or a vocabulary that has grown does: take it before. Of a model with the head of a task,
+    only what stands below the head counts: the head is new, or comes with the adapter.
 
     Args:
         model: A model of ours, with adapters or without, or the folder or Hub id of any that we read. Of a quantised
@@ -46,6 +47,7 @@ def fingerprint_of(model: nn.Module | str | Path) -> str:
     """
     if isinstance(model, str | Path):
         model = _load(str(model))
+    below = _below_head(model)
     if getattr(model, "is_quantized", False):
         source = getattr(model, "name_or_path", None)
         if not source:
@@ -54,6 +56,8 @@ def fingerprint_of(model: nn.Module | str | Path) -> str:
         model = _load(str(source))
     digest = xxhash.xxh3_128()
     for name, parameter in sorted(_base_weights(model).items()):
+        if not name.startswith(below):
+            continue
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
         for part in parameter.detach().reshape(-1).split(1 << 24):  # 64 MB at once
             digest.update(part.to("cpu", torch.float32).contiguous().numpy().data)
@@ -153,6 +157,13 @@ def _base_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {
         _WRAPPERS.sub("", name): parameter for name, parameter in model.named_parameters() if not _ADDED.search(name)
     }
+
+
+def _below_head(model: nn.Module) -> str:
+    """Return how the names begin of what stands below the head of a task; empty where there is none."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    named = any(name.startswith(prefix) for name in _base_weights(model))
+    return prefix if named and not hasattr(model, "lm_head") else ""
 
 
 def _load(path: str) -> nn.Module:

@@ -19,24 +19,31 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def load_tuned(path: str, *, trust_remote_code: bool = False) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_tuned(
+    path: str, *, trust_remote_code: bool = False, quantize: str | None = None
+) -> tuple[Any, PreTrainedTokenizerBase]:
     """Load a causal language model with its tokenizer, on the accelerator if there is one.
 
     Args:
         path: Folder or Hub id of a model, name of a packaged one, or folder of an adapter.
         trust_remote_code: Run code that comes with a model that is not one of ours.
+        quantize: A name of `gpt_finetune.quantization.QUANTIZE`, for a whole model.
 
     Returns:
         The model (a `PeftModel` where there is an adapter) in evaluation mode, and the tokenizer.
 
     Raises:
-        InputError: There is no such model, it has no tokenizer, or the adapter belongs to another base.
+        InputError: There is no such model, it has no tokenizer, the adapter belongs to another base, or it is to be
+            quantised unmerged.
     """
     import torch
 
     folder = Path(path)
     if not (folder / ADAPTER_CONFIG).is_file():
-        return load(locate(path), trust_remote_code=trust_remote_code)
+        return load(locate(path), trust_remote_code=trust_remote_code, quantize=quantize)
+    if quantize is not None:
+        problem = "an adapter's base cannot be quantised below it"
+        raise InputError("quantize", quantize, problem, "Merge them first: recipes/merge.py")
     base = read_config(folder).get("base_model_name_or_path")
     if not base:
         problem = f"{ADAPTER_CONFIG} names no base"

@@ -81,7 +81,7 @@ def describe(
     parameters = list(model.named_parameters())
     trained = {name: parameter for name, parameter in parameters if parameter.requires_grad}
     weights = sum(_bytes(parameter) for _, parameter in parameters)
-    gradients = sum(parameter.numel() * parameter.element_size() for parameter in trained.values())
+    gradients = sum(_count(parameter) * parameter.element_size() for parameter in trained.values())
     width = dtype.itemsize
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     copies = 0 if width == 4 else width * sum(m.in_features * m.out_features for m in linear)
@@ -95,7 +95,7 @@ def describe(
     }
     held = {name: number for name, number in parts.items() if number}
     total = sum(_count(parameter) for _, parameter in parameters)
-    return Memory(total, sum(parameter.numel() for parameter in trained.values()), held)
+    return Memory(total, sum(_count(parameter) for parameter in trained.values()), held)
 
 
 def _writes(model: Any) -> bool:
@@ -124,9 +124,12 @@ def _activations(model: Any, trained: dict[str, nn.Parameter], width: int, check
 
 
 def _count(parameter: torch.Tensor) -> int:
-    """Count a parameter's numbers; bitsandbytes packs two of 4 bits into each of its bytes."""
+    """Count a parameter's numbers, on all processes.
+
+    bitsandbytes packs two of 4 bits into each of its bytes; DeepSpeed's ZeRO-3 leaves nothing in the parameter itself.
+    """
     packed = type(parameter).__name__ == "Params4bit" and not parameter.is_floating_point()
-    return parameter.numel() * (2 * parameter.element_size() if packed else 1)
+    return getattr(parameter, "ds_numel", parameter.numel()) * (2 * parameter.element_size() if packed else 1)
 
 
 def _bytes(tensor: torch.Tensor) -> int:

@@ -4,6 +4,7 @@ The gradient of a piece is computed while its logits are there, as in Liger's fu
 2024, arXiv:2410.10989, section 3.2). Shapes: N tokens, C of them in a piece, D hidden size, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+Head = Callable[[torch.Tensor], torch.Tensor]
 # 128 MiB in float32. Fewer make matrix products too narrow, and add up the head's gradient too often.
 LOGITS_AT_ONCE = 2**25
 
@@ -46,7 +48,8 @@ def chunked_loss(
     """Return the loss of the next tokens, as transformers' `ForCausalLMLoss` has it from their logits.
 
     Tokens without a label cost nothing. A plain linear head has its gradients when this returns; any other, be it
-    adapted, quantised or sharded, is run piece by piece, and again in the backward pass.
+    adapted, quantised or cut, is run piece by piece, and again in the backward pass. A head whose weights are gathered
+    from other ranks is run once, with all pieces inside: ranks have unequal numbers of them, and would not meet.
 
     Args:
         head: Makes logits (C, V) of hidden states (C, D).
@@ -75,9 +78,20 @@ def chunked_loss(
     if is_plain(head):
         return _LinearLoss.apply(hidden, head.weight, head.bias, targets, mask, terms) / items
     step = rows_at_once(vocab_size)
-    pieces = zip(hidden.split(step), targets.split(step), mask.split(step), strict=True)
-    losses = [checkpoint(piece_loss, head, *piece, terms, use_reentrant=False) for piece in pieces]
-    return torch.stack(losses).sum() / items
+    if not gathers_weights(head) or torch.compiler.is_compiling():
+        return loss_in_pieces(head, (hidden, targets, mask), terms, step) / items
+    forward = head.forward
+
+    def total(hidden: torch.Tensor) -> torch.Tensor:
+        if isinstance(head, nn.Linear):
+            return _LinearLoss.apply(hidden, head.weight, head.bias, targets, mask, terms)
+        return loss_in_pieces(forward, (hidden, targets, mask), terms, step)
+
+    head.forward = total
+    try:
+        return head(hidden) / items
+    finally:
+        del head.forward
 
 
 def is_plain(head: nn.Module) -> bool:
@@ -90,13 +104,25 @@ def is_plain(head: nn.Module) -> bool:
     )
 
 
+def gathers_weights(head: nn.Module) -> bool:
+    """Tell whether hooks around a head's forward pass gather its weights from other ranks: FSDP2, DeepSpeed ZeRO-3."""
+    shared = hasattr(head, "unshard") or any(hasattr(weight, "ds_id") for weight in head.parameters())
+    return shared and "forward" not in vars(head)
+
+
 def rows_at_once(vocab_size: int) -> int:
     """Return how many tokens make up a piece."""
     return max(128, LOGITS_AT_ONCE // vocab_size)
 
 
+def loss_in_pieces(head: Head, rows: tuple[torch.Tensor, ...], terms: Terms, step: int) -> torch.Tensor:
+    """Return the sum of the losses of tokens, `step` of them at once: (N, D), (N,), (N,) -> ()."""
+    pieces = zip(*(given.split(step) for given in rows), strict=True)
+    return torch.stack([checkpoint(piece_loss, head, *piece, terms, use_reentrant=False) for piece in pieces]).sum()
+
+
 def piece_loss(
-    head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor, terms: Terms
+    head: Head, hidden: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor, terms: Terms
 ) -> torch.Tensor:
     """Return the sum of the losses of tokens: (C, D), (C,), (C,) -> ()."""
     logits = head(hidden).float()

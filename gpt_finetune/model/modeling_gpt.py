@@ -64,7 +64,6 @@ class GPTPreTrainedModel(PreTrainedModel):
     config: GPTConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = [block.__name__ for block in BLOCKS.values()]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -138,6 +137,7 @@ class GPTModel(GPTPreTrainedModel):
         self.rotary_emb = (GPTRotaryEmbedding if config.position_embedding_type == "rotary" else NoRotation)(config)
         self.dropout = nn.Dropout(config.embedding_dropout)
         block = BLOCKS[config.block_type, config.add_cross_attention]
+        self._no_split_modules = [block.__name__]  # accelerate refuses a name that this model has no layer of
         self.layers = nn.ModuleList(block(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
         # a post-norm stream ends normalised already
         self.norm = nn.Identity() if config.block_type == "post_norm" else make_norm(config, config.hidden_size)

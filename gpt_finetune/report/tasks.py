@@ -45,6 +45,7 @@ class TaskView:
     by_label: Table | None
     errors: list[Error]
     note: str
+    folds: Table | None = None
 
 
 def task_view(run: Run) -> TaskView | None:
@@ -52,7 +53,23 @@ def task_view(run: Run) -> TaskView | None:
     task = run.section("task")
     if not task:
         return None
-    return TaskView(_pictures(task), _compared(run, task), _by_label(task), _errors(task), _note(task))
+    return TaskView(_pictures(task), _compared(run, task), _by_label(task), _errors(task), _note(task), _folds(task))
+
+
+def _folds(task: Record) -> Table | None:
+    """Put the runs of a cross-validation one below the other, above their mean and standard deviation."""
+    told = task.get("folds")
+    told = told if isinstance(told, Mapping) else {}
+    spread = _rows(told.get("figures"))
+    if not spread:
+        return None
+    lines = [
+        [str(name), *(_written(key, {key: each["values"][i]}) for key, each in spread.items())]
+        for i, name in enumerate(told.get("names") or [])
+    ]
+    for name, key in (("mean", "mean"), ("standard deviation", "std")):
+        lines.append([name, *(_written(figure, {figure: each[key]}) for figure, each in spread.items())])
+    return Table([summary.metric(key).label for key in spread], lines)
 
 
 def _compared(run: Run, task: Record) -> Table | None:
@@ -86,9 +103,17 @@ def _by_label(task: Record) -> Table | None:
 def _errors(task: Record) -> list[Error]:
     listed = [row for row in task.get("errors") or [] if isinstance(row, Mapping)]
     return [
-        Error(str(row.get("text") or ""), _said(row.get("label")), _said(row.get("predicted")), _parts(row))
+        Error(str(row.get("text") or ""), _said(row.get("label")), _said(row.get("predicted")) + _of(row), _parts(row))
         for row in listed
     ]
+
+
+def _of(row: Mapping[str, Any]) -> str:
+    """Say which word's tag the colours are about, where they are about one word of several."""
+    told = row.get("explained")
+    if not isinstance(told, Mapping) or not row.get("parts"):
+        return ""
+    return f" · coloured: {told.get('word')} as {told.get('predicted')} rather than {told.get('right')}"
 
 
 def _parts(row: Mapping[str, Any]) -> list[tuple[str, float]]:

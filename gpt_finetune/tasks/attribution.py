@@ -1,18 +1,23 @@
-"""Which parts of a text speak for a model's label, and which for the right one: gradient times input, by token."""
+"""Which parts of a text speak for a model's label, and which for the right one: gradient times input.
+
+Of a text's label by token; of a word's tag by word.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpt_finetune.tasks.config import SINGLE
+from gpt_finetune.tasks.tag_features import WordEncoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from gpt_finetune.tasks.classification import PreparedTask
+    from gpt_finetune.tasks.tagging import PreparedTagging
 
 Part = tuple[str, float]
 
@@ -54,20 +59,93 @@ def attribute(
         Parts that make up the text, each with a weight from -1 to 1, the largest of which is 1 or -1. Several tokens of
         one character are one part; what the model did not see weighs 0.
     """
-    import torch
-
     encoded = tokenizer(text, truncation=True, max_length=max_length, return_offsets_mapping=True)
     places = [tuple(place) for place in encoded["offset_mapping"]]
-    ids = torch.tensor([encoded["input_ids"]], device=model.device)
+    weights = _weigh(model, encoded["input_ids"], lambda logits: logits[label] - logits[other])
+    return join(text, places, weights)
+
+
+def explain_tags(model: Any, data: PreparedTagging, errors: Sequence[dict[str, Any]]) -> None:
+    """Add to errors what in each text spoke for the tag of the word that it got most wrong, as `parts`.
+
+    Args:
+        model: The tagger, whole in this process.
+        data: The rows.
+        errors: From `tag_judging.judge`.
+    """
+    encoder = WordEncoder(
+        data.tokenizer,
+        data.facts["joiner"],
+        data.collate.width,
+        data.facts["overlap"],
+        data.facts["label_subword"],
+        causal=not data.facts["bidirectional"],
+    )
+    number = {name: i for i, name in enumerate(data.labels.names)}
+    rows = {row.text: row for row in data.texts["validation"]}
+    for error in errors:
+        told, words = error["explained"], rows[error["text"]].target.words
+        label, other = number[told["predicted"]], number[told["right"]]
+        weights = attribute_tag(model, encoder, words, told["place"], label, other)
+        gap = [(data.facts["joiner"], 0.0)] if data.facts["joiner"] else []
+        pairs = zip(words, weights.round(3).tolist(), strict=True)
+        error["parts"] = [part for pair in pairs for part in (*gap, pair)][len(gap) :]
+
+
+def attribute_tag(
+    model: Any, encoder: WordEncoder, words: Sequence[str], place: int, label: int, other: int
+) -> np.ndarray:
+    """Return what each word of a text adds to the odds of one tag of a word over another (W,).
+
+    Args:
+        model: A tagger.
+        encoder: What makes its windows of words.
+        words: Of the text.
+        place: Number of the word whose tag is asked for.
+        label: Number of the tag that words above 0 speak for.
+        other: Number of the tag that words below 0 speak for.
+
+    Returns:
+        Weights from -1 to 1, the largest of which is 1 or -1; what the model does not see beside the word weighs 0.
+    """
+    tokens = encoder.encode([words])[0]
+    found = np.zeros(len(words))
+    window = next((each for each in encoder.windows(tokens)[0] if place in each.words), None)
+    if window is None:  # the tokenizer makes nothing of the word
+        return found
+    column = window.columns[window.words.index(place)]
+    by_token = _weigh(model, window.ids, lambda logits: logits[column, label] - logits[column, other])
+    sizes = [min(len(word), encoder.room) for word in tokens]
+    ends = np.cumsum(sizes)
+    begin = column - (sizes[place] - 1 if encoder.last else 0)
+    shift = begin - (ends[place] - sizes[place])  # from tokens of the text to columns of the window
+    last = len(window.ids) - len(encoder.after)
+    for word, (end, size) in enumerate(zip(ends + shift, sizes, strict=True)):
+        if len(encoder.before) <= end - size and end <= last:
+            found[word] = by_token[end - size : end].sum()
+    return found / (np.abs(found).max(initial=0.0) or 1.0)
+
+
+def _weigh(model: Any, ids: Sequence[int], pick: Callable[[Any], Any]) -> np.ndarray:
+    """Return embedding times gradient of each token (T,).
+
+    Args:
+        model: Left in the mode that it is in.
+        ids: Tokens of a row.
+        pick: Makes of the row's logits the figure whose gradient is taken.
+    """
+    import torch
+
+    row = torch.tensor([list(ids)], device=model.device)
     was_training = model.training
     model.eval()
     with torch.enable_grad():
-        inputs = model.get_input_embeddings()(ids).detach().requires_grad_()
-        logits = model(inputs_embeds=inputs, attention_mask=torch.ones_like(ids)).logits[0]
-        (gradient,) = torch.autograd.grad(logits[label] - logits[other], inputs)
+        inputs = model.get_input_embeddings()(row).detach().requires_grad_()
+        logits = model(inputs_embeds=inputs, attention_mask=torch.ones_like(row)).logits[0]
+        (gradient,) = torch.autograd.grad(pick(logits), inputs)
     model.train(was_training)
-    weights = (inputs.detach() * gradient).sum(-1)[0].float().cpu().numpy()
-    return join(text, places, weights)
+    weights: np.ndarray = (inputs.detach() * gradient).sum(-1)[0].float().cpu().numpy()
+    return weights
 
 
 def join(text: str, places: Sequence[tuple[int, int]], weights: np.ndarray) -> list[Part]:

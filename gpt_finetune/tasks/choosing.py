@@ -171,7 +171,7 @@ def prepare_choices(config: ChooseDataConfig, tokenizer: PreTrainedTokenizerBase
 
     rows = read_all(replace(config, group_column=config.group_column or config.question_column), read)
     ledger = TaskLedger([source.path for source in [*config.validation, *config.sources]])
-    questions = _encode(tokenizer, [row.target.question for row in rows])
+    questions = encode(tokenizer, [row.target.question for row in rows])
     texts: dict[str, list[TaskRow]] = {"train": [], "validation": []}
     asked: dict[str, list[Choice]] = {}
     found: dict[str, list[list[list[int]]]] = {"train": [], "validation": []}
@@ -185,11 +185,11 @@ def prepare_choices(config: ChooseDataConfig, tokenizer: PreTrainedTokenizerBase
             ledger.add(row.source, row.fate, size, size)
     for side, mine in texts.items():
         asked[side] = _draw(mine, config) if config.choices_column is None else [row.target for row in mine]
-        known = _encode(tokenizer, sorted({text for each in asked[side] for text in each.choices}))
+        known = encode(tokenizer, sorted({text for each in asked[side] for text in each.choices}))
         by_text = dict(zip(sorted({text for each in asked[side] for text in each.choices}), known, strict=True))
         for row, each in zip(mine, asked[side], strict=True):
             question = questions[places[id(row)]]
-            made = [_join(question, by_text[text], tokenizer, config.max_length) for text in each.choices]
+            made = [join(question, by_text[text], tokenizer, config.max_length) for text in each.choices]
             whole = [len(question) + len(by_text[text]) + 2 for text in each.choices]
             if config.strict and max(whole) > config.max_length:
                 problem = f"question and choice have {max(whole)} tokens, and data.strict=true refuses such"
@@ -215,17 +215,31 @@ def _read_choices(record: Record, config: ChooseDataConfig) -> Choice:
     answer = column_of(record, config.answer_column, "data.answer_column")
     if config.choices_column is None:
         return Choice(text_in(answer, f"{record.origin}, {config.answer_column}"), question)
-    choices = column_of(record, config.choices_column, "data.choices_column")
-    if not isinstance(choices, list) or len(choices) < 2 or len(set(map(str, choices))) < len(choices):
-        problem = "the choices are no list of two different texts or more"
-        raise InputError(record.origin, choices, problem, "Repair or remove the row")
-    texts = tuple(text_in(choice, f"{record.origin}, {config.choices_column}") for choice in choices)
+    texts = choices_of(record, config.choices_column, "data.choices_column")
     if isinstance(answer, str) and answer in texts:
         return Choice(answer, question, texts)
     if type(answer) is not int or not 0 <= answer < len(texts):
         problem = f"it names none of {len(texts)} choices"
         raise InputError(record.origin, answer, problem, f"Give 0 to {len(texts) - 1}, or the text of one")
     return Choice(texts[answer], question, texts)
+
+
+def choices_of(record: Record, column: str, key: str) -> tuple[str, ...]:
+    """Return the choices of a row.
+
+    Args:
+        record: The row.
+        column: Of the choices.
+        key: Dotted config key that names the column, for error messages.
+
+    Raises:
+        InputError: There are none, or they are no list of two different texts or more.
+    """
+    choices = column_of(record, column, key)
+    if not isinstance(choices, list) or len(choices) < 2 or len(set(map(str, choices))) < len(choices):
+        problem = "the choices are no list of two different texts or more"
+        raise InputError(record.origin, choices, problem, "Repair or remove the row")
+    return tuple(text_in(choice, f"{record.origin}, {column}") for choice in choices)
 
 
 def _draw(rows: Sequence[TaskRow], config: ChooseDataConfig) -> list[Choice]:
@@ -244,14 +258,15 @@ def _draw(rows: Sequence[TaskRow], config: ChooseDataConfig) -> list[Choice]:
     return found
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Return the tokens of each text, with nothing around them."""
     found: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     return found
 
 
-def _join(question: Sequence[int], choice: Sequence[int], tokenizer: PreTrainedTokenizerBase, width: int) -> list[int]:
+def join(question: Sequence[int], choice: Sequence[int], tokenizer: PreTrainedTokenizerBase, width: int) -> list[int]:
     """Return question, end of line, choice and end token; the question gives way, and a choice beyond half of it."""
-    line = _encode(tokenizer, ["\n"])[0]
+    line = encode(tokenizer, ["\n"])[0]
     choice = choice[: width // 2]
     room = width - len(choice) - len(line) - 1
     return [*question[:room], *line, *choice, int(tokenizer.eos_token_id)]

@@ -37,7 +37,7 @@ def load_predictor(path: str, text_column: str) -> Predictor:
     ending = find_task(path)
     if ending not in PREDICTORS:
         problem = f"it is no model of a task, but {ending}"
-        remedy = "Train one with recipes/classify.py, tag.py or answer.py; recipes/generate.py is for language models"
+        remedy = "Train one with recipes/classify.py, tag.py, answer.py or choose.py; language models: generate.py"
         raise InputError("model", path, problem, remedy)
     return PREDICTORS[ending](path, text_column)
 
@@ -139,9 +139,16 @@ def _load_answerer(path: str, text_column: str) -> Predictor:
     return load_answerer(path)
 
 
+def _load_chooser(path: str, text_column: str) -> Predictor:
+    from gpt_finetune.tasks.choose_prediction import load_chooser
+
+    return load_chooser(path)
+
+
 # end of the architecture -> what loads its predictor, given path and text column
 PREDICTORS: dict[str, Callable[[str, str], Predictor]] = {
     "ForSequenceClassification": load_classifier,
     "ForTokenClassification": _load_tagger,
     "ForQuestionAnswering": _load_answerer,
+    "ForMultipleChoice": _load_chooser,
 }

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable
+from typing import Any
 
-from gpt_finetune.adaptation.config import AdaptConfig
+from gpt_finetune.adaptation.config import METHODS, AdaptConfig
 from gpt_finetune.errors import InputError
 from gpt_finetune.packaged import locate
 from gpt_finetune.presets import preset
@@ -62,6 +63,17 @@ def find_base(
     return folder
 
 
-def name_base(model: str) -> dict[str, str]:
-    """Return what a run's receipt says of its base: a checkpoint, or the preset of a new model."""
-    return {"preset": model.removeprefix(NEW)} if model.startswith(NEW) else {"base_model": model}
+def base_facts(name: str, model: Any, adapt: AdaptConfig) -> dict[str, str]:
+    """Return what a run's receipt says of its base.
+
+    Args:
+        name: The checkpoint, or `new:` and the preset of a new model.
+        model: As it was loaded, with the new head, before anything adapts it.
+        adapt: The section; where the method leaves an adapter, its base is told by the fingerprint, too.
+    """
+    from gpt_finetune.adaptation.bases import fingerprint_of
+
+    facts = {"preset": name.removeprefix(NEW)} if name.startswith(NEW) else {"base_model": name}
+    if METHODS[adapt.method].peft is not None:
+        facts["base_fingerprint"] = fingerprint_of(model)
+    return facts | {"method": adapt.method}

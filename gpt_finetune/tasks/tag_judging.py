@@ -168,15 +168,29 @@ def _errors(data: PreparedTagging, ours: np.ndarray, losses: np.ndarray, count: 
     Of each, what is right and was not told, and what was told and is not right.
     """
     said, right = data.split(ours), data.split(data.right)
-    total = [float(words.sum()) for words in data.split(losses)]
+    by_text = data.split(losses)
+    total = [float(words.sum()) for words in by_text]
     order = [i for i in np.argsort(-np.array(total), kind="stable") if (said[i] != right[i]).any()][:count]
     found = []
     for i in order:
         row = data.texts["validation"][i]
         sides = [_marks(data, tags, row.target.words) for tags in (right[i], said[i])]
         missed, added = ([mark for mark in one if mark not in other] for one, other in (sides, sides[::-1]))
+        place = int(np.where(said[i] != right[i], by_text[i], -np.inf).argmax())  # the word that costs most
+        names = [data.labels.names[tags[i][place]] for tags in (said, right)]
         found.append(
-            {"text": row.text, "label": _listed(missed), "predicted": _listed(added), "loss": round(total[i], 4)}
+            {
+                "text": row.text,
+                "label": _listed(missed),
+                "predicted": _listed(added),
+                "loss": round(total[i], 4),
+                "explained": {
+                    "place": place,
+                    "word": row.target.words[place],
+                    "predicted": names[0],
+                    "right": names[1],
+                },
+            }
         )
     return found
 

@@ -15,7 +15,9 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from accelerate.utils import gather_object
+from transformers.integrations import is_deepspeed_zero3_enabled
 
+from gpt_finetune.errors import InputError
 from gpt_finetune.generation import GREEDY, Answer, Prompt, answer, fits
 from gpt_finetune.metrics import text_metrics
 from gpt_finetune.training.arguments import AnswerConfig
@@ -55,6 +57,10 @@ class AnsweringTrainer(GPTTrainer):
 
     def __init__(self, *args: Any, prompts: list[Prompt], answering: AnswerConfig, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        zero3 = self.is_deepspeed_enabled and is_deepspeed_zero3_enabled()
+        if answering.max_prompts and prompts and (self.is_fsdp_enabled or zero3):
+            problem = "each process answers prompts of its own, which weights spread over all of them do not allow"
+            raise InputError("answer.max_prompts", answering.max_prompts, problem, "Set it to 0")
         self.answering = answering
         self.prompts = self._choose(prompts)
         self.answers: list[Answer] = []

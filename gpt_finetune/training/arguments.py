@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,8 @@ class TrainConfig:
         log_steps: Optimiser steps between lines of metrics.
         save_steps: Optimiser steps between checkpoints to resume from; null means none.
         save_total_limit: How many checkpoints to keep, the newest ones.
+        bad_steps: What to do where the loss or the gradient is NaN or infinite: stop, with the step, its rows and the
+            first bad tensor; or skip, which leaves the optimiser as it was, counts the step and goes on.
         threads: CPU threads a process, when there is no GPU; null shares the cores among the processes.
         workers: Processes that load data; 0 loads in the training process.
         report_to: Trackers besides metrics.jsonl: tensorboard, trackio.
@@ -76,6 +79,7 @@ class TrainConfig:
     log_steps: int = 10
     save_steps: int | None = None
     save_total_limit: int = 2
+    bad_steps: Literal["stop", "skip"] = "stop"
     threads: int | None = None
     workers: int = 0
     report_to: list[Literal["tensorboard", "trackio"]] = field(default_factory=list)
@@ -175,6 +179,22 @@ _SCHEDULES: dict[str, tuple[str, Callable[[TrainConfig], dict[str, Any]]]] = {
     "constant": ("constant_with_warmup", lambda c: {}),
 }
 _OPTIMIZERS = {"adamw": "adamw_torch_fused", "muon": "adamw_torch_fused"}  # see custom_optimizer
+# What Trainer's own upload would send along is a pickle of its arguments, the token included.
+_PUSH = ("a token in a configuration ends up in files that are passed on", "Use recipes/push.py when the run is done")
+_REFUSED = dict.fromkeys(("push_to_hub", "hub_token", "push_to_hub_token"), _PUSH)
+
+
+def _refuse_unheard_engine(use_cpu: bool) -> None:
+    """Refuse an engine that Accelerate would pass over without a word.
+
+    Raises:
+        InputError: `accelerate launch` was told to shard, and training is on the CPU.
+    """
+    for engine in ("FSDP", "DEEPSPEED") if use_cpu else ():
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
+            problem = "on the CPU, Accelerate passes over it and gives each process the whole model"
+            remedy = "Launch with configs/accelerate/cpu-2.yaml, or shard on the CPU with train.trainer.use_cpu=false"
+            raise InputError("accelerate launch", engine, problem, remedy)
 
 
 def training_arguments(
@@ -194,12 +214,14 @@ def training_arguments(
     import torch
     from transformers import TrainingArguments
 
+    from gpt_finetune.training.extended import ReliableArguments
     from gpt_finetune.training.throughput import resolve_precision, use_cpu_threads
 
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     use_cpu = accelerator is None
     if use_cpu:
         use_cpu_threads(config.threads)
+    _refuse_unheard_engine(config.trainer.get("use_cpu", use_cpu))
     schedule, schedule_arguments = _SCHEDULES[config.schedule]
     values: dict[str, Any] = {
         "output_dir": str(output_dir),
@@ -228,6 +250,7 @@ def training_arguments(
         "save_strategy": "steps" if config.save_steps else "no",
         "save_steps": config.save_steps or 500,
         "save_total_limit": config.save_total_limit,
+        "bad_steps": config.bad_steps,
         "prediction_loss_only": True,
         "dataloader_num_workers": config.workers,
         "dataloader_persistent_workers": config.workers > 0,
@@ -241,12 +264,14 @@ def training_arguments(
     }
     known = set(TrainingArguments.__dataclass_fields__)
     for name in config.trainer:
+        if name in _REFUSED:
+            raise InputError(f"train.trainer.{name}", "…", *_REFUSED[name])
         if name not in known:
             raise InputError(
                 f"train.trainer.{name}", config.trainer[name], "no such argument", did_you_mean(name, known)
             )
     try:
-        return TrainingArguments(**{**values, **recipe, **config.trainer})
+        return ReliableArguments(**{**values, **recipe, **config.trainer})
     except (ValueError, TypeError, ImportError) as error:
         raise InputError("train", config.trainer or "…", str(error), "Mend the train section") from None
 

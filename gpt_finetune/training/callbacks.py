@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from transformers.trainer_callback import ProgressCallback
 from gpt_finetune.errors import InputError
 from gpt_finetune.generation import generate
 from gpt_finetune.training.arguments import SampleConfig
+
+log = logging.getLogger(__name__)
 
 
 class MetricsWriter(TrainerCallback):
@@ -41,7 +44,7 @@ class MetricsWriter(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Write one line; the keys lose their `eval_`, which becomes the split."""
-        if not state.is_world_process_zero or not logs or not (_evaluated(logs) or "loss" in logs):
+        if not state.is_world_process_zero or not logs or not (_evaluated(logs) or {"loss", "skipped_steps"} & {*logs}):
             return
         split = "eval" if _evaluated(logs) else "train"
         # `tokens` counts those trained on, in both kinds of rows; those evaluated on keep their prefix
@@ -82,8 +85,12 @@ class SampleWriter(TrainerCallback):
             self.path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Sample from each prompt."""
+        """Sample from each prompt; not from a model that the processes share, for all of them would have to."""
         if not state.is_world_process_zero or state.global_step == self._sampled_at:
+            return
+        if self.config.prompts and is_shared(model):
+            log.warning("no samples: the model's weights are spread over the processes (FSDP2, ZeRO-3)")
+            self._sampled_at = state.global_step
             return
         self._sampled_at = state.global_step
         for prompt in self.config.prompts:
@@ -105,6 +112,11 @@ class SampleWriter(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Sample at the end in any case, also where nothing is evaluated."""
         self.on_evaluate(args, state, control, **kwargs)
+
+
+def is_shared(model: Any) -> bool:
+    """Tell whether other processes hold parts of a model's weights: FSDP2's have a mesh, those of ZeRO-3 an id."""
+    return any(hasattr(weight, "device_mesh") or hasattr(weight, "ds_id") for weight in model.parameters())
 
 
 def sample(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, config: SampleConfig) -> str:

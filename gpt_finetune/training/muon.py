@@ -17,7 +17,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 def is_vector(name: str, parameter: nn.Parameter) -> bool:
     """Say whether a parameter is a norm, a bias, a sink; the biases of experts are so, too, which stand in a stack."""
-    return parameter.ndim < 2 or name.endswith("bias")
+    shape = getattr(parameter, "ds_shape", parameter.shape)  # DeepSpeed's ZeRO-3 holds flat parts of it
+    return len(shape) < 2 or name.endswith("bias")
 
 
 def orthogonalise(matrices: torch.Tensor, steps: int) -> torch.Tensor:

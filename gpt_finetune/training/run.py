@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from gpt_finetune.checkpoints.choice import newest_whole
 from gpt_finetune.config import command_line, to_yaml
 from gpt_finetune.errors import InputError
 from gpt_finetune.training.arguments import SampleConfig
@@ -31,11 +32,12 @@ class Run:
         folder: Where everything goes.
         recipe: Name of the recipe, for the receipt.
         config: The recipe's configuration, written as `config.yaml`.
-        resume: Go on from the last checkpoint in the folder.
+        resume: Go on from the newest checkpoint in the folder that is whole.
         overwrite: Remove the run that the folder holds.
 
     Raises:
-        InputError: The folder cannot be written, holds a run and neither switch is given, or holds something else.
+        InputError: The folder cannot be written, holds a run and neither switch is given, holds something else, or has
+            no whole checkpoint to resume from.
     """
 
     def __init__(self, folder: str, recipe: str, config: Any, *, resume: bool = False, overwrite: bool = False) -> None:
@@ -49,7 +51,7 @@ class Run:
         if self.main:
             self._claim(resume, overwrite)
         if resume:
-            self.checkpoint = self._last_checkpoint()
+            self.checkpoint = str(newest_whole(self.folder, main=self.main))
         self.receipt: dict[str, Any] = {
             "title": self.folder.name,
             "recipe": recipe,
@@ -66,11 +68,15 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         """Part from the other processes; say in the receipt when the run did not end by itself."""
-        if error is None:
-            _part()
-        elif self.main:
-            self.receipt |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+        from gpt_finetune.training.stopping import Interrupted
+
+        if error is not None and self.main:
+            stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+            said = f"{type(error).__name__}: {error}".removesuffix(": ")
+            self.receipt |= {"status": "interrupted" if stopped else "failed", "error": said}
             self.save_receipt()
+        if error is None or (isinstance(error, Interrupted) and error.agreed):
+            _part()
 
     def _claim(self, resume: bool, overwrite: bool) -> None:
         held = (self.folder / RECEIPT).exists()
@@ -94,15 +100,6 @@ class Run:
         except OSError as error:
             problem = error.strerror or "it cannot be written"
             raise InputError("output_dir", str(self.folder), problem, "Give a folder that you may write to") from None
-
-    def _last_checkpoint(self) -> str:
-        from transformers.trainer_utils import get_last_checkpoint
-
-        found = get_last_checkpoint(str(self.folder))
-        if found is None:
-            remedy = "Set train.save_steps to have one next time, or start again with --overwrite"
-            raise InputError("resume", True, f"{self.folder} holds no checkpoint", remedy)
-        return str(found)
 
     def callbacks(self, samples: SampleConfig | None = None, tokenizer: Any = None) -> list[Any]:
         """Return what writes the run's metrics, and its samples if there are to be any, while it goes on."""
@@ -194,11 +191,11 @@ class Run:
         trainer.save_model(str(self.folder))
         if not self.main:
             return
-        # Trainer's pickled arguments say nothing that config.yaml does not, and a pickle is no file to pass on.
-        (self.folder / "training_args.bin").unlink(missing_ok=True)
         if before:
             baselines = self.receipt.get("baselines", {}) | {"before training": before}
             self.receipt["baselines"] = baselines
+        if getattr(trainer, "skipped_steps", 0):
+            self.receipt["skipped_steps"] = trainer.skipped_steps
         self.receipt |= {
             "status": "finished",
             "duration_s": round(time.perf_counter() - self._begin, 1),

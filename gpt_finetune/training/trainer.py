@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import Trainer
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -18,6 +17,7 @@ from gpt_finetune.errors import InputError
 from gpt_finetune.training.callbacks import Progress
 from gpt_finetune.training.muon import is_vector
 from gpt_finetune.training.pairs import PairLoss, decoder_inputs, is_pair
+from gpt_finetune.training.reliable import ReliableTrainer
 from gpt_finetune.training.sampling import GroupedSampler
 from gpt_finetune.training.throughput import Throughput, compute_dtype, matmul_ceiling, peak_memory_mb
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from gpt_finetune.data.prepare import Watched
 
 
-class GPTTrainer(Trainer):
+class GPTTrainer(ReliableTrainer):
     """A thin `transformers.Trainer`.
 
-    What it changes: matrices decay and vectors do not; evaluation loss is the mean over tokens, equal for any batch
-    size and number of processes; logs carry perplexity, bits per byte, tokens a second, model FLOPs utilisation and
-    peak memory; a loss that is not finite stops the run.
+    What it changes, besides what makes it reliable (see `ReliableTrainer`): matrices decay and vectors do not;
+    evaluation loss is the mean over tokens, equal for any batch size and number of processes; logs carry perplexity,
+    bits per byte, tokens a second, model FLOPs utilisation and peak memory.
 
     Args:
         *args: As `transformers.Trainer`.
@@ -257,8 +257,9 @@ class GPTTrainer(Trainer):
         """Add the derived figures to what Trainer logs.
 
         Raises:
-            FloatingPointError: The training loss is NaN or infinite; the run stops here, nothing is saved over.
+            FloatingPointError: A loss is NaN or infinite; the run stops here, nothing is saved over.
         """
+        self.leave_out_skipped(logs)
         losses = [key for key in logs if key == "loss" or (key.startswith("eval_") and key.endswith("_loss"))]
         for key in losses:
             loss, prefix = logs[key], key.removesuffix("loss")

@@ -100,6 +100,22 @@ def test_other_weights_are_refused(trained, make_model):
     check_base(adapter, make_model("llama"))  # nothing is recorded: only shapes speak
 
 
+def test_a_new_head_does_not_count_but_what_stands_below_it_does(save):
+    from gpt_finetune import GPTForSequenceClassification
+
+    folder = save("llama")
+    found = []
+    for seed, labels in ((0, 2), (1, 3)):
+        torch.manual_seed(seed)
+        model = GPTForSequenceClassification.from_pretrained(folder, num_labels=labels)
+        found.append(fingerprint_of(model))
+        found.append(fingerprint_of(adapted(model)))
+    assert len(set(found)) == 1
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if "q_proj" in name and "lora" not in name).add_(1)
+    assert fingerprint_of(model) != found[0]
+
+
 def test_the_receipt_stands_above_a_checkpoint(trained, make_model):
     folder, adapter = trained()
     checkpoint = adapter / "checkpoint-3"

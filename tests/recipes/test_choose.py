@@ -45,6 +45,14 @@ def tokenizer(make_tokenizer):
     return padded_tokenizer(make_tokenizer(), 64)
 
 
+def ask(folder, asked, tmp_path, *more):
+    """Return the answers of recipes/predict.py."""
+    file, recipe = tmp_path / "asked.jsonl", load_recipe("predict")
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in asked), encoding="utf-8")
+    words = [f"model={folder}", f"input.path={file}", f"output={tmp_path / 'out.jsonl'}", *more]
+    return recipe.main(parse(recipe.PredictConfig, words))
+
+
 def prepare(file, tokenizer, **fields):
     return prepare_choices(ChooseDataConfig(sources=[RowSourceConfig(str(file))], **fields), tokenizer)
 
@@ -96,6 +104,27 @@ def test_it_learns_and_stands_beside_its_baselines(method, write, tmp_path, make
     with torch.no_grad():
         logits = model.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     assert data.measure(list(logits.numpy()))["accuracy"] == figures["accuracy"]  # what was saved is what was measured
+    asked = [{"question": each.question, "choices": list(each.choices)} for each in data.asked["validation"]]
+    asked[0]["choices"] = asked[0]["choices"][:2]  # rows of other numbers of choices change nothing for the others
+    answers = ask(output, asked, tmp_path)
+    assert [len(answer["scores"]) for answer in answers] == [2] + [4] * (len(asked) - 1)
+    assert [answer["answer"] for answer in answers[1:]] == logits.argmax(-1).tolist()[1:]
+    for row, answer in zip(asked, answers, strict=True):
+        assert answer["question"] == row["question"]
+        assert answer["label"] == row["choices"][answer["answer"]]
+        assert answer["scores"][answer["answer"]] == max(answer["scores"])
+        assert sum(answer["scores"]) == pytest.approx(1, abs=1e-5)
+    again = ask(output, asked, tmp_path, "batch_size=1")
+    assert [each["scores"] for each in again] == [pytest.approx(each["scores"], abs=1e-4) for each in answers]
+    for row, message in (
+        ({"question": "what?"}, r"asked\.jsonl:1.*no column 'choices'"),
+        ({"question": "what?", "choices": ["a"]}, "no list of two different texts"),
+        ({"question": " ", "choices": ["a", "b"]}, "the text is empty"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ask(output, [row], tmp_path)
+    with pytest.raises(InputError, match="max_length = 7: question and choice have no room"):
+        ask(output, asked, tmp_path, "max_length=7")
 
 
 def test_wrong_choices_are_right_ones_of_other_rows_of_the_same_side(write, tokenizer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -190,6 +191,24 @@ def test_an_adapter_is_merged_or_stays_and_says_the_same(begin, tmp_path):
     assert "num_labels=2" in (tmp_path / "adapter" / "report.html").read_text(encoding="utf-8")
 
 
+def test_an_adapter_of_a_classifier_refuses_another_base(base, begin, tmp_path):
+    import torch
+
+    from gpt_finetune import GPTForCausalLM
+    from gpt_finetune.adaptation.bases import fingerprint_of
+
+    own, run_folder = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(base, own)
+    more = ["adapt.method=lora", "adapt.rank=4", "train.max_steps=2", "train.eval_steps=null", "judge.merge=false"]
+    begin(run_folder, f"model={own}", "judge.baselines=false", *more)
+    assert receipt(run_folder)["model"]["base_fingerprint"] == fingerprint_of(own)  # its embeddings are tied
+    assert ask(run_folder, ["good"], tmp_path)
+    torch.manual_seed(5)
+    GPTForCausalLM(GPTForCausalLM.from_pretrained(own).config).save_pretrained(own)  # the same shapes
+    with pytest.raises(InputError, match="it was trained on a base with the fingerprint"):
+        ask(run_folder, ["good"], tmp_path)
+
+
 @pytest.mark.slow
 def test_several_labels(begin, tmp_path):
     from transformers import pipeline
@@ -235,12 +254,46 @@ def test_weights_of_labels(begin, tmp_path):
 
 @pytest.mark.slow
 def test_resuming_ends_where_the_straight_run_does(begin, tmp_path):
-    import shutil
-
     straight = begin(tmp_path / "run", "train.save_steps=20", "judge.baselines=false")
     shutil.rmtree(tmp_path / "run" / "checkpoint-40")
     resumed = begin(tmp_path / "run", "train.save_steps=20", "judge.baselines=false", "--resume")
     assert resumed["eval_loss"] == pytest.approx(straight["eval_loss"], rel=1e-5)
+
+
+def test_folds_are_one_command_that_goes_on_where_it_was_killed(begin, tmp_path):
+    output = tmp_path / "run"
+    more = ["folds=2", "train.max_steps=6", "train.save_steps=3", "train.eval_steps=null"]
+    figures = begin(output, *more)
+    found, folds = receipt(output), [receipt(output / f"fold-{k}") for k in range(2)]
+    accuracies = [each["figures"]["accuracy"] for each in folds]
+    told = found["task"]["folds"]["figures"]["accuracy"]
+    assert told["values"] == accuracies
+    assert told["mean"] == pytest.approx(np.mean(accuracies)) == figures["accuracy"] == found["figures"]["accuracy"]
+    assert told["std"] == pytest.approx(np.std(accuracies, ddof=1))
+    counts = [each["data"]["ledger"]["total"]["examples"]["validation"] for each in folds]
+    confusion = np.array(found["task"]["confusion"])
+    assert confusion.sum() == sum(counts) == sum(row["support"] for row in found["task"]["by_label"])
+    assert confusion.trace() == pytest.approx(np.dot(accuracies, counts))
+    assert (confusion == np.sum([each["task"]["confusion"] for each in folds], axis=0)).all()
+    assert set(found["baselines"]) == {"majority", "TF-IDF + logistic regression"}
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert all(text in page for text in ("Folds", "fold-1", "standard deviation", "Confusion"))
+    assert not (output / "model.safetensors").exists()
+    # killed in the second fold, after a checkpoint: the first stays, the second goes on
+    killed = receipt(output / "fold-1") | {"status": "running"}
+    (output / "fold-1" / "run.json").write_text(json.dumps(killed), encoding="utf-8")
+    shutil.rmtree(output / "fold-1" / "checkpoint-6")
+    before = (output / "fold-0" / "run.json").stat().st_mtime_ns
+    with pytest.raises(InputError, match="it already holds a run"):
+        begin(output, *more)
+    with pytest.raises(InputError, match=r"resume = True: the folds in .* have another configuration: train differ"):
+        begin(output, *more, "--resume", "train.seed=7")
+    resumed = begin(output, *more, "--resume")
+    assert (output / "fold-0" / "run.json").stat().st_mtime_ns == before
+    assert [json.loads(line)["step"] for line in (output / "fold-1" / "metrics.jsonl").open()][-1] == 6
+    assert yaml.safe_load((output / "fold-1" / "config.yaml").read_text(encoding="utf-8"))["resume"] is True
+    assert {receipt(output / f"fold-{k}")["status"] for k in range(2)} == {"finished"}
+    assert resumed == pytest.approx(figures, rel=1e-4)
 
 
 @pytest.mark.slow
@@ -285,6 +338,10 @@ def test_from_scratch_reading_both_ways(begin, tmp_path):
         (["judge.metric=mse"], r"judge\.metric = 'mse'"),
         (["judge.early_stopping=1", "train.eval_steps=null"], r"judge\.early_stopping = 1.*Set train\.eval_steps"),
         (["data.sources=[{path: /nowhere.jsonl}]"], "/nowhere"),
+        (["folds=1"], "folds = 1: there must be at least 2"),
+        (["folds=2", "data.folds=2"], r"folds = 2: data\.folds=2 asks for one fold"),
+        (["folds=2", "data.validation=[{path: x.jsonl}]"], "held-out rows are named by validation"),
+        (["folds=1000"], "no text is left to hold out"),
     ],
 )
 def test_bad_input_is_refused_before_training(begin, tmp_path, more, message):

@@ -142,6 +142,11 @@ def test_the_report_shows_it(tagged):
     page = (tagged / "report.html").read_text(encoding="utf-8")
     for said in ("Confusion", "Lengths", "Beside simple models", "By label", "names", "Entity F1", "paired bootstrap"):
         assert said in page
+    for error in receipt(tagged)["task"]["errors"]:
+        told, text = error["explained"], "".join(part for part, _ in error["parts"])
+        assert text == error["text"]
+        assert told["word"] == text.split(" ")[told["place"]]
+        assert told["predicted"] != told["right"]
     card = (tagged / "README.md").read_text(encoding="utf-8")
     assert "pipeline_tag: token-classification" in card
 
@@ -187,6 +192,19 @@ def test_predict_takes_words_and_texts_of_any_length(tagged, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_tagger_is_cross_validated_and_its_errors_are_coloured(begin, tmp_path):
+    more = ["folds=2", "train.max_steps=2", "train.eval_steps=null", "judge.resamples=100"]
+    figures = begin(tmp_path / "run", *more)
+    found = receipt(tmp_path / "run")
+    assert figures == found["figures"]
+    assert len(found["task"]["folds"]["figures"]["entity_f1"]["values"]) == 2
+    error = receipt(tmp_path / "run" / "fold-0")["task"]["errors"][0]
+    assert "".join(part for part, _ in error["parts"]) == error["text"]
+    assert max(abs(weight) for _, weight in error["parts"]) == 1
+    page = (tmp_path / "run" / "fold-0" / "report.html").read_text(encoding="utf-8")
+    assert f"coloured: {error['explained']['word']} as " in page
+
+
 def test_chinese_by_characters(begin, sentences, tmp_path):
     more = ["data.characters=true", "bidirectional=true", "train.max_steps=60"]
     figures = begin(tmp_path / "run", *more, rows="zh")

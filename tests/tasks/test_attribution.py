@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from gpt_finetune import GPTForSequenceClassification
-from gpt_finetune.tasks.attribution import attribute, join
+from gpt_finetune.tasks.attribution import attribute, attribute_tag, join
+from gpt_finetune.tasks.tag_features import WordEncoder
 
 
 def test_parts_make_up_the_text_and_the_strongest_weighs_one():
@@ -66,3 +67,33 @@ def test_a_classifier_of_ours_is_asked_once_and_left_as_it_was(make_config, make
     assert parts[-1][1] == 0.0  # behind the sixteenth token
     assert max(abs(weight) for _, weight in parts) == 1.0
     assert not model.training
+
+
+class WordBag(Bag):
+    """A linear model that says of each token the same: what all embeddings add up to."""
+
+    def forward(self, inputs_embeds, attention_mask):
+        logits = self.head(inputs_embeds.sum(1, keepdim=True)).expand(-1, inputs_embeds.shape[1], -1)
+        return type("Output", (), {"logits": logits})
+
+
+@pytest.mark.parametrize("subword", ["last", "first"])
+@pytest.mark.parametrize("room", [512, 12])
+def test_of_a_word_it_is_what_each_word_of_its_window_adds(make_tokenizer, subword, room):
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    model = WordBag(len(tokenizer)).train()
+    words = ["def", "add(a,", "b)", "elephants", "return", "床前明月光", "understanding", "a", "+", "b"]
+    encoder = WordEncoder(tokenizer, " ", room, 4, subword)
+    tokens = encoder.encode([words])[0]
+    (window,) = [each for each in encoder.windows(tokens)[0] if 3 in each.words]
+    weights = attribute_tag(model, encoder, words, 3, 2, 0)
+    side = model.head.weight[2] - model.head.weight[0]
+    added = [(model.table(torch.tensor(word[-encoder.room :])) @ side).sum().item() for word in tokens]
+    seen = np.array([weight != 0 for weight in weights])
+    assert seen[window.words].all()
+    assert seen.all() == (room == 512)
+    inside = np.where(seen, added, 0.0)
+    assert weights == pytest.approx(inside / np.abs(inside).max(), abs=1e-5)
+    assert sum(len(token) for token, in_window in zip(tokens, seen, strict=True) if in_window) == len(window.ids)
+    assert model.training

@@ -312,6 +312,7 @@ def test_the_worst_errors_name_what_is_missed_and_added(prepare_tags, save_rows)
         "label": ["Anna Lee/PER"],
         "predicted": ["Anna/PER", "Lee/PER"],
         "loss": 2.6,
+        "explained": {"place": 2, "word": "Lee", "predicted": "B-PER", "right": "I-PER"},
     }
     assert found.measure([told])["entity_f1"] == 0
     assert outcome.baselines["most frequent tag per word"]["entity_f1"] == 1

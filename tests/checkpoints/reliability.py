@@ -1,0 +1,114 @@
+"""The page of promises: what the tests of this folder measured, as Markdown."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import textwrap
+from pathlib import Path
+from typing import Any
+
+PAGE = """# Reliability
+
+What a run of this toolkit promises, with the figures that `tests/checkpoints/test_surviving.py` measured: real
+processes, real signals, a tiny model with dropout, accumulation and several epochs that saves every step, on CPU.
+`RELIABILITY_PAGE=docs/reliability.md make test-long` measures again and writes this page; nobody else does.
+
+Python {python}, torch {torch}, transformers {transformers}.
+
+| promise | how it was put to the test | figure |
+|---|---|---|
+{rows}
+
+"Bit-identical" compares weights, optimizer, schedule, random states and place in the data at the last step with those
+of a run that was never stopped. `tests/checkpoints/test_exact_resume.py` holds the same of a run resumed in the same
+process, with dropout and, where not said otherwise, accumulation over an odd number of batches, for {count} settings:
+{settings}.
+Collators that draw random numbers of their own are not among them: resumed within an epoch, they may draw others.
+
+## How it works
+
+**Checkpoints.** All files of `checkpoint-N` are written into `.saving/checkpoint-N` in the run's folder, which nothing
+that looks for checkpoints sees. They are brought to the disk (fsync); `manifest.json`, with the size and SHA-256 of
+each file and a checksum of its own, is written last; one rename gives the checkpoint its name; only then do older ones
+go (`train.save_total_limit`). Of several processes each writes its part, all wait, the first signs and renames, all
+wait. On several machines the run's folder must be on a file system that they share. A save that was cut short is
+removed at the next start, and said. Checkpoints hold no pickle of the training arguments; transformers reads optimizer,
+schedule and random states with `weights_only=True`.
+
+**Resuming.** `--resume` takes the newest checkpoint whose files are all as the manifest says. A damaged one is named
+with its files and what is wrong, and renamed to `damaged-checkpoint-N`; the run goes on from the one before. Where none
+is whole the run does not start. A checkpoint without a manifest counts as damaged, as nothing tells whether it is
+whole; one that you trust is signed by `python -m gpt_finetune.checkpoints --sign FOLDER`, and without `--sign` that
+command says of any checkpoint whether it is whole.
+
+**Signals.** SIGTERM and Ctrl-C take effect where the optimiser step ends: the checkpoint is saved (also with
+`train.save_steps=null`), `run.json` says `interrupted`, the exit code is 143 or 130. An evaluation due at that very
+step is left out, and said. A second signal, a second or more after the first, ends the process at once; a save that is
+under way then leaves what was saved before as it was. Of several processes, one that receives the signal is enough.
+`accelerate launch` of several processes itself exits with 1, as it does for any exit code of theirs.
+
+**Steps that are not finite.** Loss and gradient norm of each optimiser step are looked at before the optimiser acts.
+`train.bad_steps=stop`, the default, ends the run with the step, the rows of the data set that it was made of, and the
+first tensor that holds NaN or infinity; `skip` takes the step's gradients away, counts it in `metrics.jsonl` and
+`run.json`, and goes on. On a GPU a look makes host and device wait for each other: `stop` therefore reads a step's
+figures one step later, and before each save, so that a spoilt model is never saved, but the tensor that it names is a
+parameter that the step has spoilt; `skip` reads at each step. This later look is tested on the CPU only. Rows are
+named where the order follows from seed and epoch, not in a stream.
+
+**Space.** Before the first step the size of `save_total_limit + 1` checkpoints is compared with what is free. A disk
+that fills up in the middle of a save ends the run with one line that says what is needed; the checkpoints before it
+stay.
+
+**Random numbers.** Neither evaluations nor measurements of the machine draw from those that training uses, so a run
+with more evaluations, or resumed in a new process, has the same dropout.
+"""
+
+
+def write_page(path: Path, figures: dict[str, Any]) -> None:
+    """Write the page from the figures of `surviving.py`."""
+    kills, damage, stops, two = (figures[name] for name in ("kills", "damage", "stops", "together"))
+    rows = [
+        (
+            "A run that is killed goes on as if it had not been",
+            f"`kill -9` of {kills['tried']} runs, {kills['inside_a_save']} of them at points chosen evenly among the "
+            f"{kills['points_in_the_saves_of_a_run']} of all its saves (around each file, rename and removal, or in "
+            f"the middle of a file), the rest at random; {kills['tried'] - kills['kills']} had ended before; "
+            f"{kills['torn_staging']} left a part of a save",
+            f"{kills['resumed']} of {kills['tried']} resumed, {kills['identical']} bit-identical",
+        ),
+        (
+            "There is a whole checkpoint at every moment after the first save",
+            "looked at after each of these kills",
+            f"{kills['lost']} of {kills['tried']} without",
+        ),
+        (
+            "Damage is found, named, and fallen back from",
+            f"each of the {damage['files']} files of a checkpoint missing, cut to half, empty, or with one bit flipped",
+            f"{damage['found_and_named']} of {damage['cases']} found and named, {damage['fell_back']} fell back",
+        ),
+        (
+            "SIGTERM and Ctrl-C save and stop",
+            f"{stops['signals']} signals at random moments of runs that save nothing else",
+            f"{stops['exit_codes_right']} exit codes right, {stops['identical']} bit-identical after the resume",
+        ),
+        (
+            "A second signal stops at once and hurts nothing",
+            f"{stops['second_signals']} runs whose save hangs in the middle",
+            f"{stops['second_identical']} bit-identical after the resume",
+        ),
+        (
+            "Processes that train together stop together",
+            f"SIGTERM to one of two processes (gloo), {two['signals']} times",
+            f"{two['both_stopped']} times both stopped, {two['identical']} bit-identical after the resume",
+        ),
+    ]
+    from test_exact_resume import SETTINGS
+
+    settings = textwrap.fill("; ".join(SETTINGS), 120)
+    versions = {name: importlib.metadata.version(name).split("+")[0] for name in ("torch", "transformers")}
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    path.write_text(
+        PAGE.format(python=platform.python_version(), rows=table, count=len(SETTINGS), settings=settings, **versions),
+        encoding="utf-8",
+    )

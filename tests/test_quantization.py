@@ -1,0 +1,202 @@
+"""Weights of 8 and 4 bits: what they cost in precision, that they come back from disk, and what is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+from gpt_finetune.errors import InputError
+
+NAMES = ("int8", "int8_dynamic", "int4")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Return a folder of a small model trained for a moment, so that its weights are no noise, and its text."""
+    from gpt_finetune import GPTForCausalLM, preset
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 1, "max_position_embeddings": 64}
+    config = preset("tiny", vocab_size=257, tie_word_embeddings=True, pad_token_id=None, **sizes)
+    model = GPTForCausalLM(config)
+    # a language with something to learn: each token follows from the one before it, but for some noise
+    follows, rows = torch.randperm(257), torch.randint(257, (64, 32))
+    for place in range(1, 32):
+        rows[:, place] = torch.where(torch.rand(64) < 0.9, follows[rows[:, place - 1]], rows[:, place])
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for step in range(60):
+        batch = rows[step % 4 * 16 :][:16]
+        model(batch, labels=batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("quantization") / "model"
+    model.save_pretrained(folder)
+    return folder, rows
+
+
+def load(folder, name=None):
+    from gpt_finetune import GPTForCausalLM
+    from gpt_finetune.quantization import quantization_config
+    from gpt_finetune.quantization.config import WeightOnlyConfig
+
+    dynamic = name == "int8_dynamic"  # has no name in recipes: see `WeightOnlyConfig`
+    made = WeightOnlyConfig(bits=8, backend="dynamic") if dynamic else quantization_config(name)
+    more = {"quantization_config": made} if name else {}
+    return GPTForCausalLM.from_pretrained(folder, **more).eval()
+
+
+@torch.no_grad()
+def perplexity(model, rows):
+    return model(rows, labels=rows).loss.exp().item()
+
+
+@pytest.mark.parametrize(("name", "limit"), [("int8", 1.01), ("int8_dynamic", 1.01), ("int4", 1.04)])
+def test_perplexity_hardly_changes(folders, name, limit):
+    folder, rows = folders
+    whole = perplexity(load(folder), rows)
+    assert whole < 60, "the model has learned something of 257 tokens"
+    assert 1 / limit < perplexity(load(folder, name), rows) / whole < limit
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_are_quantised_the_tied_head_too(folders, name):
+    from gpt_finetune.quantization.layers import QuantizedEmbedding, QuantizedLinear
+    from gpt_finetune.quantization.quantizer import summarize
+
+    whole, model = load(folders[0]), load(folders[0], name)
+    assert isinstance(model.lm_head, QuantizedLinear)
+    assert isinstance(model.get_input_embeddings(), QuantizedEmbedding)
+    assert model.lm_head.weight is None  # held once, in the kernel's layout
+    assert not [module for module in model.modules() if type(module) is nn.Linear]
+    counted = summarize(model)
+    head = 257 * 128
+    assert counted.quantized + counted.kept == head + sum(p.numel() for p in whole.parameters() if p.ndim > 1)
+    assert counted.kept == 64 * 128  # learned positions
+    assert counted.nbytes < 0.45 * sum(p.nbytes for p in whole.parameters())
+    biases = {name: value for name, value in whole.named_parameters() if name.endswith("bias")}
+    kept = dict(model.named_parameters())
+    assert biases
+    assert all(torch.equal(kept[name], value) for name, value in biases.items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_quantised_model_comes_back_from_disk_bit_for_bit(folders, name, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    folder, rows = folders
+    model = load(folder, name)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for key, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+    with torch.no_grad():
+        assert torch.equal(again(rows[:2]).logits, model(rows[:2]).logits)
+    asked = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(again.generate(rows[:1, :8], **asked), model.generate(rows[:1, :8], **asked))
+    size = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
+    assert size < 0.5 * (folder / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("group_size", [32, 64])
+@pytest.mark.parametrize("outputs", [50, 257])
+@pytest.mark.parametrize("key", [(8, "packed"), (8, "dynamic"), (4, "packed")], ids=str)
+def test_products_are_those_of_the_rounded_matrix(key, outputs, group_size):
+    from gpt_finetune.quantization.kernels import KERNELS
+
+    form = KERNELS[key]
+    weight = torch.randn(outputs, 128) + 0.5
+    stored, scale = form.quantize(weight, group_size)
+    kernel = form(stored, scale, group_size)
+    assert torch.equal(kernel.stored(), stored)
+    for rows in (1, 7, 40):
+        x = torch.randn(rows, 128)
+        exact = x @ weight.T
+        error = (kernel(x) - exact).norm() / exact.norm()
+        assert error < (0.03 if key[0] == 8 else 0.12)
+    assert kernel(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_groups_of_equal_weights_keep_their_value():
+    from gpt_finetune.quantization.kernels import PackedFour
+
+    weight = torch.full((4, 32), 0.75)
+    kernel = PackedFour(*PackedFour.quantize(weight, 32), 32)
+    assert torch.allclose(kernel(torch.eye(32)), weight.T, rtol=1e-2)
+
+
+def test_weights_of_transformers_own_gpt2_are_found(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from gpt_finetune.quantization import quantization_config
+    from gpt_finetune.quantization.quantizer import summarize
+
+    theirs = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=64, vocab_size=101, n_positions=32)).eval()
+    theirs.save_pretrained(tmp_path)
+    model = GPT2LMHeadModel.from_pretrained(tmp_path, quantization_config=quantization_config("int8"))
+    ids = torch.randint(101, (2, 9))
+    with torch.no_grad():
+        exact, found = theirs(ids).logits, model(ids).logits
+    assert (exact - found).norm() / exact.norm() < 0.03
+    assert summarize(model).kept == 32 * 64
+
+
+def test_small_and_odd_shapes_stay():
+    from gpt_finetune.quantization.config import WeightOnlyConfig
+    from gpt_finetune.quantization.layers import replacement
+
+    config = WeightOnlyConfig(bits=4, group_size=64, skip_modules=["lm_head"])
+    assert replacement("a", nn.Linear(64, 8), config) is None
+    assert replacement("a", nn.Linear(100, 1000), config) is None
+    assert replacement("model.lm_head", nn.Linear(128, 1000), config) is None
+    assert replacement("a", nn.Linear(128, 1000), config) is not None
+
+
+def test_the_head_may_have_four_bits_too(folders):
+    from gpt_finetune import GPTForCausalLM
+    from gpt_finetune.quantization.config import WeightOnlyConfig
+    from gpt_finetune.quantization.kernels import PackedEight, PackedFour
+
+    assert type(load(folders[0], "int4").lm_head.kernel) is PackedEight
+    asked = {"quantization_config": WeightOnlyConfig(bits=4, head_bits=4)}
+    assert type(GPTForCausalLM.from_pretrained(folders[0], **asked).lm_head.kernel) is PackedFour
+
+
+def test_training_is_refused(folders, tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    folder, rows = folders
+    model = load(folder, "int8")
+    with pytest.raises(ValueError, match="fine-tuning on purely quantized"):
+        Trainer(model, TrainingArguments(str(tmp_path), report_to=[]))
+    with pytest.raises(InputError, match="cannot be trained"):
+        model.train()(rows[:1], labels=rows[:1])
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"bits": 3}, "Take 8 or 4"),
+        ({"bits": 4, "backend": "dynamic"}, "no such backend"),
+        ({"bits": 4, "group_size": 48}, "no such group"),
+        ({"head_bits": 2}, "Take 8"),
+        ({"bit": 8}, "Did you mean 'bits'"),
+    ],
+)
+def test_what_cannot_be_is_refused(fields, said):
+    from gpt_finetune.quantization.config import WeightOnlyConfig
+
+    with pytest.raises(InputError, match=said):
+        WeightOnlyConfig(**fields)
+
+
+def test_another_device_and_a_missing_kernel_are_refused(folders, monkeypatch):
+    from gpt_finetune import GPTForCausalLM
+    from gpt_finetune.quantization import quantization_config
+    from gpt_finetune.quantization.kernels import PackedFour
+
+    with pytest.raises(InputError, match="CPU only"):
+        GPTForCausalLM.from_pretrained(folders[0], quantization_config=quantization_config("int8"), device_map="cuda")
+    with pytest.raises(InputError, match="Did you mean 'int8'"):
+        quantization_config("in8")
+    monkeypatch.setattr(PackedFour, "missing", staticmethod(lambda: "has no such kernel"))
+    with pytest.raises(InputError, match="has no such kernel"):
+        load(folders[0], "int4")
