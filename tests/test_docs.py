@@ -127,6 +127,8 @@ def test_figures_of_speed_are_those_measured(name):
         (product["packed_over_padded_transformers"], memory),
     ):
         assert f"**{times:.2f} x** | {share:.0%} |" in text
+    words = result("subwords")["all"]
+    assert all(f"{words[kind]['accuracy']:.1%}" in text for kind in ("last", "first"))
 
 
 @pytest.mark.parametrize("name", READMES)
