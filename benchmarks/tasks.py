@@ -67,6 +67,7 @@ TASKS = {
     "translate-en-zh": Task("translation en-zh, small GPT", "generate/translate-en-zh.yaml", "bleu"),
     "seq2seq-en-fr": Task("translation en-fr, encoder-decoder", "seq2seq/translate-en-fr.yaml", "chrf"),
     "seq2seq-en-zh": Task("translation en-zh, encoder-decoder", "seq2seq/translate-en-zh.yaml", "bleu"),
+    "dialogue": Task("dialogue, en and zh", "finetune/smollm2-lora-dialogue.yaml", "chrf"),
     "zero-shot-sentiment-en": Task("sentiment by prompt, en", "zero_shot/sentiment-en.yaml", "macro_f1"),
     "zero-shot-news": Task("topic by prompt, en", "zero_shot/news.yaml", "macro_f1"),
 }
