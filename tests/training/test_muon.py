@@ -15,6 +15,28 @@ def test_singular_values_come_near_one(shape):
     assert values.max() < 1.3
 
 
+@pytest.mark.parametrize("shape", [(40, 40), (40, 160), (160, 40)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_singular_values_a_hundred_times_apart_come_as_near(shape, dtype):
+    u, _, vh = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    matrix = (u * torch.logspace(0, -2, 40) @ vh).to(dtype)
+    found = orthogonalise(matrix[None], steps=5)
+    values = torch.linalg.svdvals(found[0].float())
+    assert found.dtype == dtype
+    assert values.min() > 0.8
+    assert values.max() < 1.2
+
+
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_what_lacks_rank_stays_finite(rank):
+    matrix = torch.randn(1, 24, max(rank, 1)) @ torch.randn(1, max(rank, 1), 48) * (rank > 0)
+    found = orthogonalise(matrix, steps=8)
+    values = torch.linalg.svdvals(found[0])
+    assert found.isfinite().all()
+    assert values[rank:].max() < 0.05
+    assert rank == 0 or values[:rank].min() > 0.8
+
+
 def test_direction_is_that_of_the_polar_factor():
     matrix = torch.randn(1, 12, 20)
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
