@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-# Odd quintic polynomials a x + b x^3 + c x^5, one a step, whose composition brings singular values in [0.001, 1] nearest
-# to one (Amsel et al. 2025, "The Polar Express", arXiv:2505.16932, algorithm 1). Further steps repeat the last.
+# Odd quintic polynomials a x + b x^3 + c x^5, one a step, whose composition brings singular values in [0.001, 1]
+# nearest to one (Amsel et al. 2025, "The Polar Express", arXiv:2505.16932, algorithm 1). Further steps repeat the last.
 COEFFICIENTS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -34,8 +34,8 @@ def orthogonalise(matrices: torch.Tensor, steps: int) -> torch.Tensor:
     """Replace each matrix U S V^T by about U V^T: (N, rows, columns) -> (N, rows, columns).
 
     Each step multiplies by a polynomial of the Gram matrix, so all of them are gathered on the short side, where a
-    product is cheap, and meet the matrix once, at the end: half of the arithmetic where one side is four times the other.
-    The Gram matrix bounds the largest singular value, too, by the root of its norm, closer than the matrix's own norm does.
+    product is cheap, and meet the matrix once, at the end: half of the arithmetic where one side is four times the
+    other. The root of the Gram matrix's norm bounds the largest singular value, closer than the matrix's own norm.
 
     In float32: `torch.optim.Muon` works in bfloat16, which a processor without such instructions emulates many times
     slower, and in which a Gram matrix loses the small singular values.
@@ -45,16 +45,21 @@ def orthogonalise(matrices: torch.Tensor, steps: int) -> torch.Tensor:
     gram = x @ x.mT
     square = MARGIN * gram.norm(dim=(1, 2), keepdim=True).clamp_min(1e-14)
     gram = gram / square
-    whole: torch.Tensor | None = None
-    for step in range(steps):
-        if whole is not None:
-            gram = factor @ gram @ factor
-        a, b, c = COEFFICIENTS[min(step, len(COEFFICIENTS) - 1)]
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal(dim1=1, dim2=2).add_(a)
-        whole = factor if whole is None else factor @ whole
+    whole = factor = _polynomial(gram, 0)
+    for step in range(1, steps):
+        gram = factor @ gram @ factor
+        factor = _polynomial(gram, step)
+        whole = factor @ whole
     x = ((whole * square.rsqrt()) @ x).to(matrices.dtype)
     return x.mT if tall else x
+
+
+def _polynomial(gram: torch.Tensor, step: int) -> torch.Tensor:
+    """Return a + b G + c G^2, by which a step multiplies the matrix."""
+    a, b, c = COEFFICIENTS[min(step, len(COEFFICIENTS) - 1)]
+    factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal(dim1=1, dim2=2).add_(a)
+    return factor
 
 
 class Muon(torch.optim.AdamW):
@@ -69,7 +74,7 @@ class Muon(torch.optim.AdamW):
         lr: Learning rate of all groups.
         weight_decay: Decoupled decay of the matrices, times the learning rate.
         momentum: Decay of the matrices' momentum (Nesterov's).
-        steps: Newton-Schulz iterations.
+        steps: Polynomials of the orthogonalisation, at least one.
         **adamw: Further arguments of AdamW.
 
     Raises:
