@@ -69,6 +69,12 @@ TASKS = {
     "seq2seq-en-zh": Task("translation en-zh, encoder-decoder", "seq2seq/translate-en-zh.yaml", "bleu"),
     "dialogue": Task("dialogue, en and zh", "finetune/smollm2-lora-dialogue.yaml", "chrf"),
     "zero-shot-sentiment-en": Task("sentiment by prompt, en", "zero_shot/sentiment-en.yaml", "macro_f1"),
+    "few-shot-sentiment-en": Task(
+        "the same behind four examples, en", "zero_shot/few-shot-sentiment-en.yaml", "macro_f1"
+    ),
+    "few-shot-sentiment-zh": Task(
+        "shop reviews behind four examples, zh", "zero_shot/few-shot-sentiment-zh.yaml", "macro_f1"
+    ),
     "zero-shot-news": Task("topic by prompt, en", "zero_shot/news.yaml", "macro_f1"),
 }
 

@@ -70,13 +70,14 @@ def main(config: ZeroShotConfig) -> dict[str, float]:
         ask = [config.prompt.write(text, examples) for text in shown["validation"]]
         scores = prompting.score_words(model, tokenizer, ask, words, config.prompt)
         if config.prompt.calibrate:
-            empty = [config.prompt.write(text, examples) for text in config.prompt.content_free]
-            scores = prompting.calibrated(scores, prompting.score_words(model, tokenizer, empty, words, config.prompt))
+            others = prompting.calibration_texts(shown["train"], config.prompt)
+            ask = [config.prompt.write(text, examples) for text in others]
+            scores = prompting.calibrated(scores, prompting.score_words(model, tokenizer, ask, words, config.prompt))
         seconds = time.perf_counter() - begin
         problem, right = data.labels.problem, data.targets["validation"]
-        others = run_baselines(problem, sides["train"], data.targets["train"], sides["validation"])
+        baselines = run_baselines(problem, sides["train"], data.targets["train"], sides["validation"])
         figures = data.measure(list(scores))
-        outcome = judge(data, list(scores), others if config.judge.baselines else {}, config.judge)
+        outcome = judge(data, list(scores), baselines if config.judge.baselines else {}, config.judge)
         odds, said = softmax(scores).round(6).tolist(), decide(problem, scores)
         lines = [
             {"text": text, "right": names[r], "label": names[p], "scores": dict(zip(names, each, strict=True))}

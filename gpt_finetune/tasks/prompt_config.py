@@ -22,6 +22,9 @@ class PromptConfig:
         separator: What stands between them.
         calibrate: Divide by what the model expects behind a text that says nothing: the mean over `content_free`.
         content_free: Texts that say nothing.
+        calibration_texts: So many training texts, drawn without a look at their labels, to calibrate by instead: behind
+            examples, what a text that says nothing is called says little of real ones (Zhou et al. 2023,
+            arXiv:2309.17249). 0 takes `content_free`.
         normalise: Divide the log-likelihood of a label by its tokens, where labels are of different lengths.
         batch_size: Prompts a forward pass; does not change the scores.
         seed: Of the draw of examples.
@@ -33,6 +36,7 @@ class PromptConfig:
     separator: str = "\n\n"
     calibrate: bool = True
     content_free: list[str] = field(default_factory=lambda: ["N/A"])
+    calibration_texts: int = 0
     normalise: bool = False
     batch_size: int = 16
     seed: int = 0
@@ -49,10 +53,13 @@ class PromptConfig:
         if self.template.count(SLOT) != 1 or self.template.endswith(SLOT):
             problem = "the text must stand in it once, and something behind it"
             raise InputError(f"{prefix}.template", self.template, problem, "Write e.g. '{text}\\nLabel:'")
-        if self.calibrate and not self.content_free:
+        if self.calibration_texts and not self.calibrate:
+            remedy = "Leave it out, or set calibrate=true"
+            raise InputError(f"{prefix}.calibration_texts", self.calibration_texts, "calibrate is false", remedy)
+        if self.calibrate and not self.calibration_texts and not self.content_free:
             remedy = "Give e.g. [N/A], or set calibrate=false"
             raise InputError(f"{prefix}.content_free", [], "there is nothing to calibrate with", remedy)
-        for name, least in (("shots", 0), ("batch_size", 1), ("seed", 0)):
+        for name, least in (("shots", 0), ("calibration_texts", 0), ("batch_size", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{prefix}.{name}", getattr(self, name), f"it must be at least {least}", "Raise it")
         for label, words in self.words.items():

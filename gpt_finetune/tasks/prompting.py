@@ -1,7 +1,7 @@
 """Classification by prompt, without training: of the words that name labels, the likeliest behind a text.
 
 Brown et al. 2020 (GPT-3, arXiv:2005.14165), section 2.1: none, or a few examples before the text. Contextual
-calibration: Zhao et al. 2021, arXiv:2102.09690, section 4.
+calibration: Zhao et al. 2021, arXiv:2102.09690, section 4; by real texts: Zhou et al. 2023, arXiv:2309.17249.
 """
 
 from __future__ import annotations
@@ -50,6 +50,20 @@ def draw_examples(data: PreparedTask, texts: Sequence[str], words: Sequence[str]
     return [(texts[i], words[label]) for i, label in chosen]
 
 
+def calibration_texts(texts: Sequence[str], config: PromptConfig) -> list[str]:
+    """Return the texts to calibrate by: those that say nothing, or so many of the training texts given.
+
+    Raises:
+        InputError: There are fewer training texts than that.
+    """
+    if not config.calibration_texts:
+        return config.content_free
+    if config.calibration_texts > len(texts):
+        problem = f"there are {len(texts)} training texts"
+        raise InputError("prompt.calibration_texts", config.calibration_texts, problem, "Lower it")
+    return random.Random(config.seed).sample(list(texts), config.calibration_texts)
+
+
 def cut_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], most: int) -> list[str]:
     """Return the beginnings of texts, of so many tokens at most."""
     ends = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
@@ -95,16 +109,18 @@ def score_words(
     return found / np.array([len(ids) for ids in behind]) if config.normalise else found
 
 
-def calibrated(scores: np.ndarray, content_free: np.ndarray) -> np.ndarray:
-    """Return scores (N, L) as they would be if texts without content (M, L) made all labels equally likely."""
+def calibrated(scores: np.ndarray, behind: np.ndarray) -> np.ndarray:
+    """Return scores (N, L) as they would be if the texts to calibrate by (M, L) made all labels equally likely."""
     from gpt_finetune.tasks.labels import softmax
 
-    return scores - np.log(softmax(content_free).mean(0))
+    return scores - np.log(softmax(behind).mean(0))
 
 
 def describe(words: Mapping[str, str], examples: Sequence[tuple[str, str]], config: PromptConfig) -> dict[str, Any]:
     """Return what a run's receipt says of the prompt."""
-    return {"template": config.template, "words": dict(words), "shots": len(examples), "calibrate": config.calibrate}
+    by = f"{config.calibration_texts} training texts" if config.calibration_texts else config.content_free
+    told = {"template": config.template, "words": dict(words), "shots": len(examples)}
+    return told | {"calibrate": by if config.calibrate else False}
 
 
 def _passes(model: Any, tokenizer: Any, rows: list[list[int]], tail: list[int], batch_size: int) -> Any:

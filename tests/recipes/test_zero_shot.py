@@ -58,6 +58,23 @@ def test_calibration_by_hand():
     )
 
 
+def test_texts_to_calibrate_by():
+    texts = [f"text {i}" for i in range(9)]
+    assert prompting.calibration_texts(texts, PromptConfig(content_free=["N/A", ""])) == ["N/A", ""]
+    drawn = prompting.calibration_texts(texts, PromptConfig(calibration_texts=4))
+    assert len(set(drawn)) == 4
+    assert set(drawn) <= set(texts)
+    assert drawn != prompting.calibration_texts(texts, PromptConfig(calibration_texts=4, seed=1))
+    with pytest.raises(InputError, match=r"prompt\.calibration_texts = 10: there are 9 training texts"):
+        prompting.calibration_texts(texts, PromptConfig(calibration_texts=10))
+
+
+def test_calibrated_by_the_texts_themselves_no_label_is_favoured():
+    """A model that likes one label everywhere is told by the others by what the texts add to that."""
+    scores = np.log([[0.99, 0.01], [0.9, 0.1], [0.98, 0.02], [0.8, 0.2]])
+    assert prompting.calibrated(scores, scores).argmax(1).tolist() == [0, 1, 0, 1]
+
+
 def test_texts_are_cut_where_tokens_end(tokenizer):
     texts = ["def add(a, b):" * 5, "short", "床前明月光" * 9]
     for text, kept in zip(texts, prompting.cut_texts(tokenizer, texts, 6), strict=True):
@@ -83,6 +100,8 @@ def test_words_of_labels():
         ({"template": "Label: {text}"}, r"prompt\.template"),
         ({"content_free": []}, r"prompt\.content_free"),
         ({"shots": -1}, r"prompt\.shots = -1"),
+        ({"calibration_texts": -1}, r"prompt\.calibration_texts = -1"),
+        ({"calibration_texts": 4, "calibrate": False}, r"prompt\.calibration_texts = 4: calibrate is false"),
         ({"batch_size": 0}, r"prompt\.batch_size = 0"),
         ({"words": {"a": " "}}, r"prompt\.words\.a"),
     ],
@@ -165,9 +184,17 @@ def test_examples_in_the_prompt(ask, finished, monkeypatch):
     for prompt in asked[0]:
         assert prompt.count(": return") == prompt.count(": else") == 1  # balanced
     assert asked[1][0].endswith(";N/A:")
-    assert json.loads((folder / "run.json").read_text())["baselines"] == {}
+    receipt = json.loads((folder / "run.json").read_text())
+    assert receipt["baselines"] == {}
+    assert receipt["task"]["prompt"]["calibrate"] == ["N/A"]
     again = ask(*more, "data.max_length=6", name="again")[1]
     assert again == figures
+    folder, _ = ask(*more, "prompt.calibration_texts=5", name="by-texts")
+    assert len(asked[-1]) == 5
+    assert not any(prompt.endswith(";N/A:") for prompt in asked[-1])
+    assert not set(asked[-1]) & set(asked[-2])  # none of those that are asked for
+    receipt = json.loads((folder / "run.json").read_text())
+    assert receipt["task"]["prompt"]["calibrate"] == "5 training texts"
 
 
 @pytest.mark.parametrize(
