@@ -1,31 +1,33 @@
 """The loss over a large vocabulary: in pieces against whole logits, against torch's own fused one, against the ceiling.
 
     PYTHONPATH=. python benchmarks/loss.py
+    PYTHONPATH=. python benchmarks/loss.py --shapes "6 x 384" --rounds 1 --precision bfloat16
 
-Loss and gradients of a head without a bias, float32. Ways take turns, each measurement in a fresh process: the best of
-some passes, and by how much it raised the peak of resident memory. The ceiling is the three matrix products by
-themselves. Writes `benchmarks/results/loss.json`.
+Loss and gradients of a head without a bias. Ways take turns, each measurement in a fresh process: the best of some
+passes, and by how much it raised the peak of resident memory. The ceiling is the three matrix products by themselves.
+Writes `benchmarks/results/loss.json`, or `loss-bfloat16.json`.
 """
 
 from __future__ import annotations
 
 import json
-import platform
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from peers.measuring import Figures, arguments, fresh, in_turns, machine, medians, peak_mb, write
 from torch import nn
 
 from gpt_finetune.model.loss_gpt import chunked_loss
-from gpt_finetune.training.throughput import peak_memory_mb
 
-SHAPES = {"6 x 384": (4096, 384, 50304), "GPT-2": (2048, 768, 50257), "152 k": (1024, 384, 151936)}
+SHAPES = {
+    "6 x 384": (4096, 384, 50304),
+    "GPT-2": (2048, 768, 50257),
+    "152 k": (1024, 384, 151936),
+    "tiny": (64, 16, 512),
+}
 PASSES, ROUNDS = 3, 3
 RATIOS = {"seconds": "time_of_whole", "mb": "memory_of_whole"}
 
@@ -47,9 +49,11 @@ def fused(head: nn.Linear, hidden: torch.Tensor, labels: torch.Tensor) -> torch.
 
 def products(head: nn.Linear, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Compute the matrix products and nothing else, in pieces that fit: there is no loss to be had faster."""
-    for rows in hidden.detach().split(1024):
-        logits = rows @ head.weight.detach().t()
-        torch.mm(logits, head.weight.detach())
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
+    matrix = head.weight.detach().to(dtype)
+    for rows in hidden.detach().to(dtype).split(1024):
+        logits = rows @ matrix.t()
+        torch.mm(logits, matrix)
         torch.mm(logits.t(), rows)
     return (hidden.sum() + head.weight.sum()) * 0
 
@@ -59,49 +63,49 @@ if hasattr(nn.functional, "linear_cross_entropy"):
     WAYS["torch's linear_cross_entropy"] = fused
 
 
-def one(way: str, shape: str) -> dict[str, float]:
+def one(way: str, shape: str, precision: str) -> Figures:
     """Measure one way in this process."""
     torch.manual_seed(0)
     tokens, width, vocabulary = SHAPES[shape]
     head = nn.Linear(width, vocabulary, bias=False)
     hidden, labels = torch.randn(tokens, width, requires_grad=True), torch.randint(vocabulary, (tokens,))
-    before, seconds, loss = peak_memory_mb(), [], 0.0
+    before, seconds, loss = peak_mb(), [], 0.0
     for _ in range(PASSES):
         head.weight.grad = hidden.grad = None
         start = time.perf_counter()
-        result = WAYS[way](head, hidden, labels)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            result = WAYS[way](head, hidden, labels)
         result.backward()
         seconds.append(time.perf_counter() - start)
         loss = result.item()
-    return {"seconds": min(seconds), "mb": peak_memory_mb() - before, "loss": loss}
+    return {"seconds": min(seconds), "mb": peak_mb() - before, "loss": loss}
 
 
 def main() -> None:
     """Measure in turns, print and write down."""
-    report: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32",
-        "rounds": ROUNDS,
-    }
-    for shape, (tokens, width, vocabulary) in SHAPES.items():
-        runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-        for _ in range(ROUNDS):
-            for way in WAYS:
-                command = [sys.executable, __file__, way, shape]
-                runs[way].append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
-        told = {
-            way: {key: round(statistics.median(run[key] for run in rows), 4) for key in rows[0]}
-            for way, rows in runs.items()
-        }
+    parser = arguments("The loss over a large vocabulary.", ROUNDS)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES)[:3], help="tokens, width, ids")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the products")
+    parser.add_argument("--one", metavar="WAY", choices=WAYS, help="measure one way in this process, and print it")
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(one(given.one, given.shapes[0], given.precision)))
+        return
+    report: dict[str, Any] = {**machine(given.precision), "rounds": given.rounds}
+    for shape in given.shapes:
+        words = ["--shapes", shape, "--precision", given.precision]
+        measured = in_turns({way: _turn([*words, "--one", way]) for way in WAYS}, given.rounds)
+        told = {way: medians(rows) for way, rows in measured.items()}
         for found in told.values():
-            found |= {name: round(found[key] / told["whole"][key], 3) for key, name in RATIOS.items()}
-        report[shape] = {"tokens": tokens, "width": width, "vocabulary": vocabulary, "ways": told}
-        print(shape, json.dumps(told, indent=2))
-    file = Path(__file__).parent / "results" / "loss.json"
-    file.write_text(json.dumps(report, indent=2) + "\n")
+            found |= {name: round(found[key] / max(told["whole"][key], 1e-9), 3) for key, name in RATIOS.items()}
+        tokens, width, vocabulary = SHAPES[shape]
+        report[f"{shape}: {tokens} tokens, width {width}, vocabulary {vocabulary}"] = told
+    write("loss" if given.precision == "float32" else f"loss-{given.precision}", report, given.results)
+
+
+def _turn(words: list[str]) -> Callable[[], Figures]:
+    return lambda: fresh([sys.executable, __file__, *words])
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        print(json.dumps(one(*sys.argv[1:])))
-    else:
-        main()
+    main()

@@ -1,115 +1,165 @@
-"""Training speed and memory of a GPT-2 of ours under GPTTrainer, against transformers' own under its Trainer.
+"""Training speed and memory of a GPT-2 of ours under GPTTrainer, against peers on the same work.
 
-    PYTHONPATH=. python benchmarks/training.py
+    PYTHONPATH=. python benchmarks/training.py                                   # transformers with its Trainer, S1
+    PYTHONPATH=. python benchmarks/training.py --size S2 --ways peers environment --rounds 5
+    PYTHONPATH=. python benchmarks/training.py --ways nanoGPT transformers ours --nanogpt ../nanoGPT
 
-The same architecture (6 layers x 384, vocabulary 50,304), first weights, rows of 256 tokens, batch of 16, float32,
-fused AdamW, each as shipped. The two take turns, each measurement in a fresh process: the median of some steps after a
-warm-up, and the peak of resident memory. Their losses after the last step must agree to 1e-5, which shows that they do
-the same work. Writes `benchmarks/results/training.json`.
+Ways and sizes are tables in `benchmarks/peers/ways.py`. The ways take turns, each measurement in a fresh process: the
+median over some steps after a warm-up, and the process's peak of resident memory; ours is started by `accelerate
+launch`. Ways of one architecture begin with the same weights and see the same rows, so that their losses after the
+last step must agree (1e-5 in float32, 1e-3 in bfloat16). Ceilings, which are the matrix products at the model's shapes
+and a copy of memory, have a turn of their own. Writes `benchmarks/results/training.json` for S1 in float32, else
+`training-<size>-<precision>.json`. The first way to be named is the one that the others are compared with.
 """
 
 from __future__ import annotations
 
 import json
-import platform
-import statistics
-import subprocess
 import sys
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
+from peers.measuring import ENVIRONMENTS, ROOT, Figures, arguments, ceilings, fresh, in_turns, machine, medians, write
+from peers.nanogpt import is_checkout
+from peers.ways import LOSSES_AGREE, SETS, SIZES, WAYS, Size
 
-from gpt_finetune import GPTForCausalLM
-from gpt_finetune.training.arguments import TrainConfig, training_arguments
-from gpt_finetune.training.throughput import matmul_ceiling, peak_memory_mb
-from gpt_finetune.training.trainer import GPTTrainer
-
-SHAPE = {"n_layer": 6, "n_head": 6, "n_embd": 384, "vocab_size": 50304, "n_positions": 256}
-ROWS, TOKENS, STEPS, ROUNDS = 16, 256, 4, 3
-WAYS = {"transformers": (GPT2LMHeadModel, Trainer), "ours": (GPTForCausalLM, GPTTrainer)}
-LOSSES_AGREE = 1e-5
+STEPS, ROUNDS = 4, 3
+CEILINGS = "ceilings"
+LAUNCH = ["-m", "accelerate.commands.launch", "--quiet", f"--config_file={ROOT}/configs/accelerate/single.yaml"]
+LITGPT = ROOT / ".venv-litgpt" / "bin" / "python"
 
 
-class Clock(TrainerCallback):
-    """Notes when steps end."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Note it."""
-        self.ends.append(time.perf_counter())
-
-
-def save_first_weights(folder: str) -> None:
-    """Draw the weights that both begin with."""
-    torch.manual_seed(0)
-    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    GPT2LMHeadModel(GPT2Config(**SHAPE, **dropout)).save_pretrained(folder)
-
-
-def one(way: str, weights: str) -> dict[str, float]:
+def one(way: str, given: Any) -> Figures:
     """Measure one way in this process."""
-    made, trainer_class = WAYS[way]
-    generator = torch.Generator().manual_seed(1)
-    rows = torch.randint(SHAPE["vocab_size"], (ROWS * (1 + STEPS), TOKENS), generator=generator)
-    labels = rows.clone()
-    labels[:, 0] = -100  # nothing predicts it, but transformers' Trainer counts it among the tokens it divides by
-    config = TrainConfig(
-        max_steps=1 + STEPS, batch_size=ROWS, log_steps=1, precision="float32", schedule="constant", learning_rate=1e-3
-    )
-    clock = Clock()
-    with TemporaryDirectory() as folder:
-        trainer = trainer_class(
-            model=made.from_pretrained(weights),
-            args=training_arguments(config, Path(folder), disable_tqdm=True),
-            train_dataset=[{"input_ids": row, "labels": told} for row, told in zip(rows, labels, strict=True)],
-            callbacks=[clock],
-        )
-        trainer.train()
-    seconds = [end - begin for begin, end in zip(clock.ends, clock.ends[1:], strict=False)]
-    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    size = SIZES[given.size]
+    if way == CEILINGS:
+        return ceilings(size.batch * size.tokens, size.width, size.vocabulary, given.precision)
+    import torch
+    from peers import steps
+
+    chosen = WAYS[way]
+    torch.set_float32_matmul_precision(chosen.matmul)
+    weights = given.weights / ("llama" if chosen.model == "llama" else "gpt2")
+    if chosen.loop == "bare":
+        return steps.bare(chosen, size, weights, given.steps, given.precision, given.nanogpt)
+    return steps.under_trainer(chosen, size, weights, given.steps, given.precision)
+
+
+def command(way: str, given: Any, weights: str) -> list[str]:
+    """Return the words that measure one way in a process of its own."""
+    chosen = WAYS.get(way)
+    if chosen is not None and chosen.model == "litgpt":
+        asked = {**vars(SIZES[given.size]), "steps": given.steps, "precision": given.precision}
+        return [str(given.litgpt), str(ROOT / "benchmarks" / "peers" / "litgpt_step.py"), json.dumps(asked)]
+    launched = LAUNCH if chosen is not None and chosen.ours and chosen.loop == "trainer" else []
+    words = ["--one", way, "--weights", weights, "--size", given.size, "--precision", given.precision]
+    words += ["--steps", str(given.steps)] + (["--nanogpt", str(given.nanogpt)] if given.nanogpt else [])
+    return [sys.executable, *launched, __file__, *words]
+
+
+def training_flops(size: Size) -> int:
+    """Return the floating-point operations of a token's training step, as our own costs count them."""
+    from gpt_finetune import preset
+    from gpt_finetune.costs import estimate
+
+    shape = {"n_layer": size.layers, "n_embd": size.width, "n_head": size.heads, "n_positions": size.tokens}
+    ids = {"bos_token_id": 0, "eos_token_id": 0}
+    return estimate(preset("gpt2", vocab_size=size.vocabulary, **ids, **shape), size.tokens).training_flops
+
+
+def disagreement(found: dict[str, Figures]) -> dict[str, float]:
+    """Return how far the last losses lie apart, by architecture; ways with less exact products are left out."""
+    groups: dict[str, list[float]] = {}
+    for name, figures in found.items():
+        if WAYS[name].matmul == "highest" and WAYS[name].model in ("gpt2", "llama"):
+            groups.setdefault(WAYS[name].model, []).append(figures["last_loss"])
+    return {model: max(losses) - min(losses) for model, losses in groups.items() if len(losses) > 1}
+
+
+def report(given: Any, measured: dict[str, list[Figures]]) -> Figures:
+    """Return the result file's content.
+
+    Raises:
+        SystemExit: Losses that must agree do not.
+    """
+    size, ways = SIZES[given.size], [name for name in measured if name != CEILINGS]
+    found = {name: medians(measured[name], digits=7) for name in ways}
+    apart = disagreement(found)
+    if apart and max(apart.values()) > LOSSES_AGREE[given.precision]:
+        raise SystemExit(f"the losses differ, so the work does: {apart}, {found}")
+    against, limit = found[ways[0]], medians(measured[CEILINGS])
+    flops = training_flops(size)
+    told: Figures = {}
+    for name, figures in found.items():
+        told[name] = {key: round(value, 4) for key, value in figures.items()}
+        rates = [row["tokens_per_second"] for row in measured[name]]
+        told[name]["lowest_and_highest"] = [round(min(rates), 1), round(max(rates), 1)]
+        told[name]["times_faster"] = round(figures["tokens_per_second"] / against["tokens_per_second"], 3)
+        told[name]["share_of_memory"] = round(figures["peak_mb"] / against["peak_mb"], 3)
+        if WAYS[name].model == "gpt2":
+            told[name]["share_of_ceiling"] = round(figures["tokens_per_second"] * flops / limit["gflops"] / 1e9, 3)
+    ours = told.get("ours", {})
     return {
-        "tokens_per_second": ROWS * TOKENS / statistics.median(seconds),
-        "peak_mb": peak_memory_mb(),
-        "last_loss": losses[-1],
+        "size": given.size,
+        "shape": str(size),
+        "precision": given.precision,
+        **machine(),
+        "ceiling_gflops": round(limit["gflops"], 1),
+        "copy_gb_per_second": round(limit["copy_gb_per_second"], 1),
+        "rounds": given.rounds,
+        "steps": given.steps,
+        "against": ways[0],
+        "losses_apart": {model: float(f"{value:.1e}") for model, value in apart.items()},
+        **told,
+        **{key: ours[key] for key in ("times_faster", "share_of_memory") if key in ours},
     }
 
 
 def main() -> None:
     """Measure in turns, print and write down."""
-    runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    parser = arguments("Training speed and memory against peers.", ROUNDS)
+    parser.add_argument("--size", choices=SIZES, default="S1", help="of model and batch")
+    parser.add_argument("--precision", choices=LOSSES_AGREE, default="float32", help="of products; weights are float32")
+    parser.add_argument(
+        "--ways", nargs="+", choices=[*SETS, *WAYS], default=["as-shipped"], metavar="WAY", help=f"{[*SETS, *WAYS]}"
+    )
+    parser.add_argument("--steps", type=int, default=STEPS, help="steps measured after one that warms up; 3 or more")
+    parser.add_argument("--litgpt", type=Path, default=LITGPT, help="Python of an environment that has litgpt")
+    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
+    parser.add_argument("--one", metavar="WAY", help="measure one way in this process, and print it")
+    parser.add_argument("--weights", type=Path, help="with --one: where the first weights lie")
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(one(given.one, given)))
+        return
+    names = list(dict.fromkeys(name for word in given.ways for name in SETS.get(word, (word,))))
+    missing = [name for name in names if WAYS[name].model == "litgpt" and not given.litgpt.is_file()]
+    if missing:
+        print(f"left out: {missing}: no {given.litgpt}; `make .venv-litgpt/ready` makes it", file=sys.stderr)
+    if "nanoGPT" in names and not is_checkout(given.nanogpt):
+        parser.error(f"--nanogpt = {given.nanogpt}: there is no model.py in it. Give a checkout of nanoGPT")
+    names = [name for name in names if name not in missing]
     with TemporaryDirectory() as weights:
-        save_first_weights(weights)
-        for _ in range(ROUNDS):
-            for way in WAYS:
-                told = subprocess.run([sys.executable, __file__, way, weights], check=True, stdout=subprocess.PIPE)
-                runs[way].append(json.loads(told.stdout.splitlines()[-1]))
-    found = {way: {key: statistics.median(run[key] for run in rows) for key in rows[0]} for way, rows in runs.items()}
-    ours, theirs = found["ours"], found["transformers"]
-    if abs(ours["last_loss"] - theirs["last_loss"]) > LOSSES_AGREE:
-        raise SystemExit(f"the losses differ, so the work does: {found}")
-    report = {
-        "shape": f"{SHAPE['n_layer']} x {SHAPE['n_embd']}, vocabulary {SHAPE['vocab_size']}, {ROWS} x {TOKENS} tokens",
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32",
-        "ceiling_gflops": round(matmul_ceiling("cpu", torch.float32) / 1e9, 1),
-        "rounds": ROUNDS,
-        "steps": STEPS,
-        **{way: {key: round(value, 4) for key, value in figures.items()} for way, figures in found.items()},
-        "times_faster": round(ours["tokens_per_second"] / theirs["tokens_per_second"], 3),
-        "share_of_memory": round(ours["peak_mb"] / theirs["peak_mb"], 3),
-    }
-    file = Path(__file__).parent / "results" / "training.json"
-    file.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+        from peers.steps import save_first_weights
+
+        for kind in {WAYS[name].model for name in names} & {"gpt2", "llama"} | {"gpt2"}:
+            save_first_weights(SIZES[given.size], kind, Path(weights) / kind)
+        measured = in_turns(
+            {
+                CEILINGS: lambda: fresh(command(CEILINGS, given, weights)),
+                **{name: _turn(name, given, weights) for name in names},
+            },
+            given.rounds,
+        )
+    told = report(given, measured)
+    standard = given.size == "S1" and given.precision == "float32"
+    write("training" if standard else f"training-{given.size}-{given.precision}", told, given.results)
+
+
+def _turn(name: str, given: Any, weights: str) -> Any:
+    return lambda: fresh(command(name, given, weights), ENVIRONMENTS[WAYS[name].environment])
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        print(json.dumps(one(*sys.argv[1:])))
-    else:
-        main()
+    main()

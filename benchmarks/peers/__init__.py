@@ -1,0 +1,1 @@
+"""What benchmarks share: turns in fresh processes, ceilings, other people's training steps."""
