@@ -1,97 +1,136 @@
-"""Memory and speed of LoRA against full fine-tuning, on SmolLM2-135M and the same batches.
+"""Memory and speed of LoRA: ours against full fine-tuning, and against PEFT on transformers' own GPT-2.
 
-    PYTHONPATH=. python benchmarks/adaptation.py
+    PYTHONPATH=. python benchmarks/adaptation.py [--rounds 3] [--groups gpt2] [--size tiny]
 
-Optimiser steps on 2 rows of 256 random tokens, as configs/finetune/smollm2-*-dialogue.yaml have them, float32, fused
-AdamW. Methods take turns, each measurement in a fresh process: the median of some steps after a warm-up, and the
-process's peak of resident memory, of which importing the libraries is told apart. Writes
-`benchmarks/results/adaptation.json`.
+Optimiser steps in float32 with fused AdamW on the same random tokens, in two groups:
+
+- smollm2: SmolLM2-135M on 2 rows of 256 tokens, as configs/finetune/smollm2-*-dialogue.yaml have them: full and LoRA;
+- gpt2: GPT-2's 124M shape with the same random weights on 4 rows of 512: LoRA of rank 8 on every linear layer but the
+  output, ours and PEFT's on transformers' model, whose queries, keys and values are one layer. Dropout is 0, and the
+  first losses must agree: an adapter adds nothing yet.
+
+Ways take turns, each in a process forked for it: tokens a second, the median of some steps after a warm-up, and the
+memory that the process took beyond the imports. Writes `benchmarks/results/adaptation.json`.
 """
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
+from functools import partial
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import psutil
 import torch
+from peers.forking import forked
+from peers.measuring import Figures, arguments, in_turns, machine, medians, write
+from peft import LoraConfig, get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt_finetune.adaptation.config import AdaptConfig
 from gpt_finetune.adaptation.methods import adapt, load_base
 from gpt_finetune.packaged import locate
-from gpt_finetune.training.throughput import peak_memory_mb
 
-MODEL = "smollm2-135m-instruct"
-ROWS, TOKENS, STEPS, ROUNDS = 2, 256, 4, 3
-METHODS = ("full", "lora")
+SMOLLM2 = "smollm2-135m-instruct"
+STEPS = 3
+# group -> rows and tokens of a batch; ways, of which the first is what the others are compared with
+GROUPS: dict[str, tuple[tuple[int, int], tuple[str, ...]]] = {
+    "smollm2": ((2, 256), ("full", "lora")),
+    "gpt2": ((4, 512), ("PEFT and transformers", "lora", "full")),
+}
+SIZES: dict[str, dict[str, int]] = {
+    "124M": {},
+    "tiny": {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 512, "n_positions": 512},
+}
+LOSSES_AGREE = 1e-4
 
 
-def one(method: str) -> dict[str, float]:
-    """Measure one method in this process."""
+def save_weights(size: str, folder: str) -> Figures:
+    """Write the weights of the group gpt2."""
     torch.manual_seed(0)
-    libraries = psutil.Process().memory_info().rss / 1e6
-    config = AdaptConfig(method=method)
-    model = adapt(load_base(locate(MODEL), config), config).train()
+    still = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    model = GPT2LMHeadModel(GPT2Config(**SIZES[size], **still))
+    model.save_pretrained(folder)
+    return {"parameters": model.num_parameters()}
+
+
+def build(way: str, path: str) -> Any:
+    """Return the model with what the way trains."""
+    torch.manual_seed(0)
+    if way == "PEFT and transformers":
+        config = AdaptConfig()
+        layers = ["c_attn", "c_proj", "c_fc"]
+        lora = LoraConfig(
+            task_type="CAUSAL_LM", r=config.rank, lora_alpha=config.alpha, target_modules=layers, fan_in_fan_out=True
+        )
+        return get_peft_model(GPT2LMHeadModel.from_pretrained(path, dtype="float32"), lora)
+    config = AdaptConfig(method=way)
+    return adapt(load_base(path, config), config)
+
+
+def one(group: str, way: str, path: str) -> Figures:
+    """Measure one way in this process."""
+    shape = GROUPS[group][0]
+    model = build(way, path).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
-    rows = torch.randint(1000, (ROWS, TOKENS))
-    seconds = []
+    rows = torch.randint(500, shape, generator=torch.Generator().manual_seed(1))
+    seconds, losses = [], []
     for _ in range(1 + STEPS):
         start = time.perf_counter()
-        model(input_ids=rows, labels=rows).loss.backward()
+        loss = model(input_ids=rows, labels=rows).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
+        losses.append(loss.item())
     count = sum(parameter.numel() for parameter in trained)
     return {
         "trained_parameters": count,
         "share_trained": count / sum(parameter.numel() for parameter in model.parameters()),
-        "seconds_a_step": statistics.median(seconds[1:]),
-        "peak_mb": peak_memory_mb(),
-        "libraries_mb": libraries,
+        "tokens_per_second": rows.numel() / statistics.median(seconds[1:]),
+        "first_loss": losses[0],
     }
 
 
-def grown(figures: dict[str, float]) -> float:
-    """Return what a process took beyond the libraries, in MB."""
-    return figures["peak_mb"] - figures["libraries_mb"]
+def compared(ways: dict[str, Figures]) -> dict[str, Figures]:
+    """Return each way's figures with how many times as fast as the first, and in what share of its memory.
+
+    Raises:
+        SystemExit: The first losses differ, so the ways do other work.
+    """
+    first = next(iter(ways.values()))
+    for way, figures in ways.items():
+        if abs(figures["first_loss"] - first["first_loss"]) > LOSSES_AGREE:
+            raise SystemExit(f"error: {way} begins at a loss of {figures['first_loss']}, not {first['first_loss']}")
+        figures["times_faster"] = round(figures["tokens_per_second"] / first["tokens_per_second"], 3)
+        figures["share_of_memory"] = round(figures["peak_mb"] / first["peak_mb"], 3)
+    return ways
 
 
 def main() -> None:
     """Measure turn by turn, print the medians and ratios, and write them down."""
-    rounds: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
-    for _ in range(ROUNDS):
-        for method in METHODS:
-            run = subprocess.run([sys.executable, __file__, method], stdout=subprocess.PIPE, text=True, check=True)
-            rounds[method].append(json.loads(run.stdout.splitlines()[-1]))
-    medians: dict[str, Any] = {
-        method: {name: round(statistics.median(row[name] for row in rows), 4) for name in rows[0]}
-        for method, rows in rounds.items()
-    }
-    full, lora = (medians[method] for method in METHODS)
-    report = {
-        "model": f"{MODEL}, float32, {ROWS} x {TOKENS} tokens",
-        "rounds": ROUNDS,
-        "steps": STEPS,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        **medians,
-        "share_of_memory": round(grown(lora) / grown(full), 3),
-        "share_of_process": round(lora["peak_mb"] / full["peak_mb"], 3),
-        "share_of_time": round(lora["seconds_a_step"] / full["seconds_a_step"], 3),
-    }
-    file = Path(__file__).parent / "results" / "adaptation.json"
-    file.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+    parser = arguments("Memory and speed of LoRA, against full fine-tuning and against PEFT on transformers.", rounds=3)
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument("--size", choices=SIZES, default="124M", help="of the group gpt2")
+    given = parser.parse_args()
+    with TemporaryDirectory() as folder:
+        forked(partial(save_weights, given.size, folder))
+        paths = {"gpt2": folder, "smollm2": locate(SMOLLM2) if "smollm2" in given.groups else ""}
+        acts = {
+            f"{group}: {way}": partial(forked, partial(one, group, way, paths[group]))
+            for group in given.groups
+            for way in GROUPS[group][1]
+        }
+        runs = in_turns(acts, given.rounds)
+    found = {}
+    for group in given.groups:
+        shape, ways = GROUPS[group]
+        found[group] = compared({way: medians(runs[f"{group}: {way}"]) for way in ways})
+        found[group]["batch"] = {"rows": shape[0], "tokens": shape[1]}
+    about = {"precision": "float32", **machine(), "rounds": given.rounds, "steps": STEPS}
+    write("adaptation", {**about, **found}, given.results)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
-        print(json.dumps(one(sys.argv[1])))
-    else:
-        main()
+    main()

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gpt_finetune.errors import InputError
 from gpt_finetune.quantization.config import WeightOnlyConfig
-from gpt_finetune.quantization.kernels import KERNELS, Kernel, quantize_rows
+from gpt_finetune.quantization.kernels import Kernel, choose, quantize_rows
 
 _SMALL = 1 << 12  # weights below which nothing is gained
 _ON_META = torch.device("meta")
@@ -121,7 +121,7 @@ def replacement(
     if matrix is None or matrix.numel() < _SMALL:
         return None
     outputs, inputs = matrix.shape
-    form = KERNELS[config.head_bits if is_head else config.bits, config.backend]
+    form = choose(config.head_bits if is_head else config.bits, config.backend)
     if not form.fits(outputs, inputs, config.group_size):
         return None
     return QuantizedLinear(outputs, inputs, module.bias, form, config.group_size)
