@@ -85,8 +85,8 @@ def read_architecture(path: str) -> GPTConfig:
 
     try:
         return GPTConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        problem = str(error).splitlines()[0]
+    except Exception as error:  # transformers raises many unrelated classes for a config.json that is none
+        problem = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
         raise InputError("model.from_pretrained", path, problem, "Give a checkpoint folder or a Hub id") from None
 
 

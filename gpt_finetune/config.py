@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
+import math
 import os
 import re
 import shlex
@@ -20,6 +22,7 @@ from jsonargparse import ArgumentParser, _postponed_annotations, set_parsing_set
 from gpt_finetune.errors import InputError, did_you_mean
 
 T = TypeVar("T")
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")
 
 set_parsing_settings(docstring_parse_attribute_docstrings=False)
 
@@ -59,7 +62,9 @@ def _parse(config_class: type[T], arguments: list[str]) -> T:
         raise _own_error(error) or _translate(error, config_class) from None
     values = vars(namespace)
     values.pop("config", None)
-    return config_class(**values)
+    config = config_class(**values)
+    _check_values(config, "")
+    return config
 
 
 @contextmanager
@@ -75,7 +80,7 @@ def _type_checking_blocks_asleep() -> Iterator[None]:
 
 
 def run(main: Callable[[T], Any], config_class: type[T], arguments: Sequence[str] | None = None) -> Any:
-    """Parse, then call `main`; bad input ends as one line on standard error and exit code 2.
+    """Parse, then call `main`; bad input, or a full disk, ends as one line on standard error and exit code 2.
 
     However many processes were launched, what all of them meet is said once. What one meets when they have joined may
     be its own, a row that no other has read, and it says so itself.
@@ -83,13 +88,41 @@ def run(main: Callable[[T], Any], config_class: type[T], arguments: Sequence[str
     _show_log()
     try:
         return main(parse(config_class, arguments))
-    except InputError as error:
+    except Exception as error:
+        said = error if isinstance(error, InputError) else _disk_error(error)
+        if said is None:
+            raise
+        _end_bars()
         rank = os.environ.get("RANK", "0")
         if rank == "0":
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {said}", file=sys.stderr)
         elif _have_joined():
-            print(f"error on process {rank}: {error}", file=sys.stderr)
+            print(f"error on process {rank}: {said}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _end_bars() -> None:
+    """End the progress bars that are left, so that what is said next begins a line."""
+    tqdm = sys.modules.get("tqdm")
+    for bar in list(tqdm.tqdm._instances) if tqdm is not None else []:
+        bar.close()
+
+
+def _disk_error(error: Exception) -> InputError | None:
+    """Return what is to be said of a disk that takes nothing more; None for any other error.
+
+    Where a run ends for that, its receipt cannot be written either: what ended it stands behind the last error.
+    """
+    from gpt_finetune.checkpoints.space import is_full
+
+    number = getattr(error, "errno", None)
+    writes = isinstance(error, OSError | RuntimeError) or type(error).__name__ == "SafetensorError"
+    if not (writes and (is_full(error) or number == errno.EROFS)):
+        return None
+    name = getattr(error, "filename2", None) or getattr(error, "filename", None)
+    problem = f"the disk takes nothing more: it is full, over quota or read-only ({error})"
+    remedy = "Free space there, then go on with --resume, or start again with --overwrite"
+    return _own_error(error) or InputError("disk", name or "output_dir or cache", problem, remedy)
 
 
 def _have_joined() -> bool:
@@ -107,7 +140,19 @@ def _show_log() -> None:
 
 def to_yaml(config: Any) -> str:
     """Write a configuration so that `parse` reads the same one back."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    return yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes YAML that the parser reads back: it takes 1e5 for a number, as YAML 1.2 does and PyYAML does not."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "'" if re.fullmatch(r"[-+.\d][-+.\w]*", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def command_line() -> str:
@@ -164,7 +209,7 @@ def _check_file(path: Path, config_class: type) -> None:
     except OSError as error:
         problem = error.strerror or "it cannot be read"
         raise InputError("config", str(path), problem, "Give an existing YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of a day that no month has, a bare ValueError
         raise InputError("config", str(path), f"it is not YAML: {error}", "Mend the file") from None
     if values is not None and not isinstance(values, dict):
         raise InputError("config", str(path), "it holds no keys", "Write one `key: value` a line")
@@ -202,6 +247,23 @@ def _translate(error: Exception, config_class: type) -> InputError:
         return InputError(name, "…", text, "See --help for what it takes")
     wanted = " or ".join(dict.fromkeys(_readable(hint) for hint in expected))
     return InputError(name, given.group(1) if given else "…", f"expected {wanted}", "Give such a value; see --help")
+
+
+def _check_values(value: Any, key: str) -> None:
+    """Refuse NaN, which passes every comparison with a limit, infinity, and tokens, which the run would write down."""
+    if isinstance(value, str) and _TOKEN.search(value):
+        problem = "it holds a token of the Hub, and configurations are written into files that are passed on"
+        raise InputError(key, "…", problem, "Set $HF_TOKEN instead, or run `hf auth login`")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(key, value, "it is not a finite number", "Give a number, or leave it out for the default")
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_values(item, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            _check_values(item, f"{key}[{place}]")
 
 
 def _leaves(config_class: type) -> set[str]:

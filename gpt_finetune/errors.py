@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 # What a Hub token looks like; one that was given in the wrong place must not end up on a screen or in a log.
 _TOKEN = re.compile(r"hf_\w{8,}")
+# What would part the line, or move the cursor: libraries say such things of damaged files.
+_CONTROL = re.compile(r"\s*[\x00-\x1f\x7f-\x9f\u2028\u2029]+\s*")
 
 
 class InputError(ValueError):
@@ -25,7 +27,7 @@ class InputError(ValueError):
     def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
         self.field, self.value, self.problem, self.remedy = field, value, problem, remedy
         said = f"{field} = {_shorten(repr(value))}: {_sentence(problem)} {_sentence(remedy)}"
-        super().__init__(_TOKEN.sub("hf_…", said))
+        super().__init__(_CONTROL.sub(" ", _TOKEN.sub("hf_…", said)))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

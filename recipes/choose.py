@@ -63,7 +63,7 @@ def main(config: ChooseConfig) -> dict[str, float]:
     base = locate(config.model)
     require_positions(read_architecture(base), "data.max_length", config.data.max_length)
     given = load_tokenizer(locate(config.tokenizer) if config.tokenizer else base)
-    tokenizer = heads.padded_tokenizer(given, config.data.max_length)
+    tokenizer = heads.padded_tokenizer(given, config.data.max_length, base)
     data = choosing.prepare_choices(config.data, tokenizer)
     with Run(config.output_dir, "choose", config, resume=config.resume, overwrite=config.overwrite) as launched:
         from transformers import set_seed

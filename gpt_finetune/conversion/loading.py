@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.utils import find_adapter_config_file
 
+from gpt_finetune.conversion.checking import check_folder, weights_only
 from gpt_finetune.conversion.configs import config_from_native, find_dialect, origin_of, quantization_of
 from gpt_finetune.conversion.dialects import DIALECTS
 from gpt_finetune.conversion.gguf import config_from_gguf, find_gguf, weights_from_gguf
@@ -62,16 +63,20 @@ def _model_reader(load: Callable[..., Any]) -> Callable[..., Any]:
         **kwargs: Any,
     ) -> Any:
         path = pretrained_model_name_or_path
+        if path is not None:
+            check_folder(Path(path, kwargs.get("subfolder") or ""))
         native = _foreign_config(path, config, kwargs)
         if native is None:
-            return load(cls, path, *model_args, config=config, **kwargs)
+            with weights_only(path):
+                return load(cls, path, *model_args, config=config, **kwargs)
         translated = _translate(native, config, kwargs)
         # transformers finds a checkpoint's conversions by the config's model type. Ours is the same for all dialects,
         # so this one instance bears another until the weights are in.
         translated.model_type = _register(native.model_type, cls, translated)
         gguf_file = kwargs.pop("gguf_file", None)
         if gguf_file is None:
-            loaded = load(cls, path, *model_args, config=translated, **kwargs)
+            with weights_only(path):
+                loaded = load(cls, path, *model_args, config=translated, **kwargs)
         else:  # as weights of no file: what transformers itself reads from a GGUF is neither trainable nor savable
             file = find_gguf(path, gguf_file, **_location(kwargs))
             kwargs["state_dict"] = weights_from_gguf(file, native, kwargs.get("dtype"))

@@ -112,7 +112,7 @@ def _read_jsonl(file: Path, config: SourceConfig, column: str | None) -> Iterato
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = json.loads(line, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             _refuse(f"{file}:{number}", line, f"the row is not JSON ({error})", "Repair or remove the row")
         yield Record(value, str(file), f":{number}")
@@ -120,13 +120,26 @@ def _read_jsonl(file: Path, config: SourceConfig, column: str | None) -> Iterato
 
 def _read_json(file: Path, config: SourceConfig, column: str | None) -> Iterator[Record]:
     try:
-        values = json.loads("".join(_text(file, config)))
-    except json.JSONDecodeError as error:
-        _refuse(f"{file}:{error.lineno}", "", f"the file is not JSON ({error})", "Repair it; jsonl has one row a line")
+        values = json.loads("".join(_text(file, config)), object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):  # it is no text, which _text has said
+            raise
+        place = f"{file}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else str(file)
+        _refuse(place, "", f"the file is not JSON ({error})", "Repair it; jsonl has one row a line")
     if not isinstance(values, list):
         _refuse(str(file), type(values).__name__, "it is not a list", "Give a list of objects or of strings")
     for number, value in enumerate(values, start=1):
         yield Record(value, str(file), f":{number}")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its pairs; of a name that stands twice, one value would hide the other."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object names {twice!r} twice")
+    return made
 
 
 def _read_csv(file: Path, config: SourceConfig, column: str | None) -> Iterator[Record]:
@@ -137,6 +150,9 @@ def _read_csv(file: Path, config: SourceConfig, column: str | None) -> Iterator[
     rows = csv.reader(lines, delimiter="\t" if ".tsv" in file.name.lower() else ",", strict=True)
     try:
         header = next((row for row in rows if row), [])
+        if twice := sorted({name for name in header if header.count(name) > 1}):
+            problem = "the header names it twice, and one would hide the other"
+            _refuse(str(file), twice[0], problem, "Rename or remove one of the columns")
         if column is not None:
             column_index(column, header, str(file))
         for row in rows:
@@ -168,7 +184,9 @@ def _read_parquet(file: Path, config: SourceConfig, column: str | None) -> Itera
                 for row in batch.to_pylist():
                     number += 1
                     yield Record(row, str(file), f":{number}")
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # Arrow's own, of a damaged page, bear no number
+            raise
         _refuse(str(file), "", f"it is not a readable parquet file ({error})", "Write it again")
 
 

@@ -124,10 +124,32 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
             "it has no end token, so a model could not learn where documents end",
             "Set eos_token in its tokenizer_config.json, or leave path out to train a tokenizer",
         )
-    # GPT2TokenizerFast(vocab_file=...) without merges leaves such an empty shell and says nothing.
-    if CorpusEncoder.of(tokenizer)(["The 1"])[0].size == 0:
+    # GPT2TokenizerFast(vocab_file=...) without merges leaves an empty shell and says nothing.
+    try:
+        is_empty = CorpusEncoder.of(tokenizer)(["The 1"])[0].size == 0 or not tokenizer("The 1")["input_ids"]
+    except Exception as error:  # what a damaged tokenizer_config.json says is believed until it is used
+        problem = f"it cannot encode text ({type(error).__name__}: {error})"
+        raise InputError(field, path, problem, "Save the tokenizer anew") from None
+    if is_empty:
         raise InputError(field, path, "it encodes text to nothing", "Its vocabulary files are missing; save it anew")
     return tokenizer
+
+
+def require_tokens(tokenizer: PreTrainedTokenizerBase, embedded: int, added: Sequence[str] = ()) -> None:
+    """Refuse a tokenizer that gives ids which a model has no row for.
+
+    Args:
+        tokenizer: The tokenizer.
+        embedded: Tokens that the model embeds.
+        added: Those that the model will get a row for.
+
+    Raises:
+        InputError: It does.
+    """
+    if (largest := max(number for token, number in tokenizer.get_vocab().items() if token not in added)) >= embedded:
+        problem = f"its largest id is {largest}, and the model embeds {embedded} tokens"
+        remedy = "Use the tokenizer that was saved with the checkpoint"
+        raise InputError("tokenizer", getattr(tokenizer, "name_or_path", ""), problem, remedy)
 
 
 class CorpusEncoder:

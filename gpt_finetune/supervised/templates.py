@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from gpt_finetune.data.tokenizer import CorpusEncoder
+from gpt_finetune.data.tokenizer import CorpusEncoder, require_tokens
 from gpt_finetune.errors import InputError
 from gpt_finetune.supervised.rendering import Renderer, special_tokens, template_of
 
@@ -84,9 +84,13 @@ def grow(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, added: list
 
     Returns:
         The ids of the new tokens.
+
+    Raises:
+        InputError: The tokenizer has further tokens that the model does not embed.
     """
     import torch
 
+    require_tokens(tokenizer, model.get_input_embeddings().num_embeddings, added)
     ids = [int(tokenizer.convert_tokens_to_ids(token)) for token in added]
     if ids and max(ids) >= model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)

@@ -92,6 +92,9 @@ def prepare_task(config: ClassifyDataConfig, tokenizer: PreTrainedTokenizerBase)
     labels = reader.fit([row.target for row in kept if row.source >= given])
     for row in (row for row in kept if row.source < given):
         labels.require(row.target, row.origin)
+    if len({row.target for row in rows if row.fate == "train"}) < 2:
+        problem = "all rows that are left to train on after the split have one label"
+        raise InputError("data.label_column", config.label_column, problem, "Add rows, or change data.seed")
     ids, sizes = TextEncoder(tokenizer, config.max_length)([r.text for r in rows], [r.origin for r in rows])
     ledger = TaskLedger([source.path for source in [*config.validation, *config.sources]])
     for row, tokens, size in zip(rows, ids, sizes, strict=True):

@@ -12,8 +12,9 @@ from gpt_finetune.adaptation.bases import ADAPTER_CONFIG, read_config
 from gpt_finetune.adaptation.config import METHODS, AdaptConfig
 from gpt_finetune.adaptation.merging import load_adapters, merge
 from gpt_finetune.adaptation.methods import QUANTIZERS
+from gpt_finetune.build import read_architecture
 from gpt_finetune.conversion import find_tokenizer
-from gpt_finetune.data.tokenizer import load_tokenizer
+from gpt_finetune.data.tokenizer import load_tokenizer, require_tokens
 from gpt_finetune.errors import InputError
 from gpt_finetune.packaged import locate
 from gpt_finetune.report.heads import HEADS, find_peft_head
@@ -27,12 +28,24 @@ CLASSIFIER, TAGGER = "GPTForSequenceClassification", "GPTForTokenClassification"
 RECEIPT = "run.json"
 
 
-def padded_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> PreTrainedTokenizerBase:
+def padded_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, max_length: int, base: str | None = None
+) -> PreTrainedTokenizerBase:
     """Return a copy that can pad, and that cuts texts where training does when it is asked to truncate.
 
     Without a pad token, one of the vocabulary's that is named like one serves, else the end token: what is padding is
     told by the mask, never by the id.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        max_length: Tokens that are kept of a text.
+        base: Folder or Hub id of the checkpoint that is to read its tokens.
+
+    Raises:
+        InputError: It has tokens that the checkpoint does not embed.
     """
+    if base is not None:
+        require_tokens(tokenizer, read_architecture(base).vocab_size)
     ready = copy.deepcopy(tokenizer)
     if ready.pad_token is None:
         known = ready.get_vocab()
@@ -72,6 +85,7 @@ def load_with_head(
     transformers.logging.set_verbosity_error()  # it would report the head as missing, which we know
     try:
         config = gpt_finetune.GPTConfig.from_pretrained(where)
+        _check_labels(path, config, head, settings)
         for name, value in settings.items():
             setattr(config, name, value)
         return getattr(gpt_finetune, head).from_pretrained(
@@ -88,6 +102,14 @@ def load_with_head(
         raise InputError("model", path, problem, "Give a checkpoint folder or a Hub id") from None
     finally:
         transformers.logging.set_verbosity(level)
+
+
+def _check_labels(path: str, config: Any, head: str, settings: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that has the head already, but for another number of labels."""
+    wanted = settings.get("num_labels", config.num_labels)
+    if head in (config.architectures or []) and config.num_labels != wanted:
+        problem = f"its head tells {config.num_labels} labels apart, and the training rows have {wanted}"
+        raise InputError("model", path, problem, "Give rows with the same labels, or a base without this head")
 
 
 def merged(model: Any, adapt: AdaptConfig) -> Any:

@@ -142,6 +142,9 @@ class LabelReader:
             number = math.nan
         if not math.isfinite(number):
             raise InputError(origin, value, "the label is no number, and data.problem_type is regression", _REPAIR)
+        if abs(number) > (largest := float(np.finfo(np.float32).max)):
+            problem = f"the label is beyond what float32 holds, {largest:.3g}"
+            raise InputError(origin, value, problem, "Write all labels in a larger unit")
         return number
 
 
