@@ -23,7 +23,8 @@ class TrainConfig:
         epochs: Passes over the data, when max_steps is null.
         batch_size: Rows a process in one forward pass.
         accumulation: Forward passes summed into one optimiser step; loss and gradient equal the big batch's.
-        optimizer: adamw (torch's fused one), muon (for matrices, AdamW for the rest), or any of transformers' by name.
+        optimizer: adamw (torch's fused one), muon (for matrices, AdamW for the rest), schedule_free (AdamW that
+            averages its weights instead of lowering the rate; schedule=constant), or any of transformers' by name.
         learning_rate: Peak learning rate.
         embedding_learning_rate: Peak learning rate of embeddings, head, norms and biases under muon; null means
             learning_rate. Rows of an embedding are seen seldom, and bear a few times more.
@@ -48,6 +49,8 @@ class TrainConfig:
         save_total_limit: How many checkpoints to keep, the newest ones.
         bad_steps: What to do where the loss or the gradient is NaN or infinite: stop, with the step, its rows and the
             first bad tensor; or skip, which leaves the optimiser as it was, counts the step and goes on.
+        halve_on_out_of_memory: Run a batch that does not fit in parts of half as many rows, down to one, from then on.
+            Effective batch, order and loss stay; dropout draws other numbers. For one process.
         threads: CPU threads a process, when there is no GPU; null shares the cores among the processes.
         workers: Processes that load data; 0 loads in the training process.
         report_to: Trackers besides metrics.jsonl: tensorboard, trackio.
@@ -80,6 +83,7 @@ class TrainConfig:
     save_steps: int | None = None
     save_total_limit: int = 2
     bad_steps: Literal["stop", "skip"] = "stop"
+    halve_on_out_of_memory: bool = False
     threads: int | None = None
     workers: int = 0
     report_to: list[Literal["tensorboard", "trackio"]] = field(default_factory=list)
@@ -112,9 +116,17 @@ class TrainConfig:
             problem = f"optimizer={self.optimizer} has one learning rate"
             remedy = "Leave it out, or use optimizer=muon"
             raise InputError("train.embedding_learning_rate", self.embedding_learning_rate, problem, remedy)
+        if self.is_schedule_free and self.schedule != "constant":
+            problem = f"optimizer={self.optimizer} averages its weights instead of lowering the rate"
+            raise InputError("train.schedule", self.schedule, problem, "Use schedule=constant")
         if self.max_steps is not None and self.warmup_steps > self.max_steps:
             problem = f"warm-up is longer than max_steps={self.max_steps}"
             raise InputError("train.warmup_steps", self.warmup_steps, problem, "Lower it")
+
+    @property
+    def is_schedule_free(self) -> bool:
+        """Whether the optimiser evaluates at an average of its weights (Defazio et al. 2024, arXiv:2405.15682)."""
+        return self.optimizer.startswith("schedule_free")
 
 
 @dataclass
@@ -178,7 +190,11 @@ _SCHEDULES: dict[str, tuple[str, Callable[[TrainConfig], dict[str, Any]]]] = {
     "linear": ("linear", lambda c: {}),
     "constant": ("constant_with_warmup", lambda c: {}),
 }
-_OPTIMIZERS = {"adamw": "adamw_torch_fused", "muon": "adamw_torch_fused"}  # see custom_optimizer
+_OPTIMIZERS = {  # for muon see custom_optimizer
+    "adamw": "adamw_torch_fused",
+    "muon": "adamw_torch_fused",
+    "schedule_free": "schedule_free_adamw",
+}
 # What Trainer's own upload would send along is a pickle of its arguments, the token included.
 _PUSH = ("a token in a configuration ends up in files that are passed on", "Use recipes/push.py when the run is done")
 _REFUSED = dict.fromkeys(("push_to_hub", "hub_token", "push_to_hub_token"), _PUSH)
@@ -232,7 +248,8 @@ def training_arguments(
         "gradient_accumulation_steps": config.accumulation,
         "optim": _OPTIMIZERS.get(config.optimizer, config.optimizer),
         "learning_rate": config.learning_rate,
-        "lr_scheduler_type": schedule,
+        # a schedule-free optimiser warms up by itself: twice would be its square
+        "lr_scheduler_type": "constant" if config.is_schedule_free else schedule,
         "lr_scheduler_kwargs": schedule_arguments(config),
         "warmup_steps": config.warmup_steps,
         "weight_decay": config.weight_decay,
@@ -251,6 +268,7 @@ def training_arguments(
         "save_steps": config.save_steps or 500,
         "save_total_limit": config.save_total_limit,
         "bad_steps": config.bad_steps,
+        "halve_on_out_of_memory": config.halve_on_out_of_memory,
         "prediction_loss_only": True,
         "dataloader_num_workers": config.workers,
         "dataloader_persistent_workers": config.workers > 0,

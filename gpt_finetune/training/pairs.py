@@ -17,8 +17,9 @@ COMPOSED = ("EncoderDecoderModel", "VisionEncoderDecoderModel", "SpeechEncoderDe
 
 
 def is_pair(model: nn.Module) -> bool:
-    """Tell whether a model is one of transformers' composed encoder-decoders."""
-    return any(kind.__name__ in COMPOSED for kind in type(model).__mro__)
+    """Tell whether a model, or what its adapters are on, is one of transformers' composed encoder-decoders."""
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return any(kind.__name__ in COMPOSED for kind in type(whole).__mro__)
 
 
 def decoder_inputs(model: Any, labels: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -95,6 +95,8 @@ class ReliableTrainer(Trainer):
         begun = super()._init_training_state(max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial)
         self.skipped_steps = max((row.get("skipped_steps", 0) for row in self.state.log_history), default=0)
         self._logged_at, self._unlogged_skips, self._loss_before = self.state.global_step, 0, None
+        if self.state.global_step >= max_steps:
+            return epochs, 0  # killed when all was trained: transformers would train one step more
         if resume_from_checkpoint is None or has_length(self.train_dataset) or self.args.ignore_data_skip:
             return begun
         # transformers takes all steps for one epoch, and would skip batches of the first for those of a later one. What
@@ -102,6 +104,18 @@ class ReliableTrainer(Trainer):
         saved = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
         whole, fraction = divmod(saved.epoch or 0.0, 1)
         return int(whole), round(fraction * saved.max_steps * self.args.gradient_accumulation_steps)
+
+    def get_train_dataloader(self) -> Any:
+        """Return transformers' loader; workers that stay are seeded by numbers of their own.
+
+        They are begun once a process, not once an epoch. Were their seed drawn from training's random numbers, a
+        resumed run would draw it at another place than one that was never stopped, and go on with other dropout.
+        """
+        loader = super().get_train_dataloader()
+        if self.args.dataloader_num_workers and self.args.dataloader_persistent_workers:
+            torch_loader = getattr(loader, "base_dataloader", loader)
+            torch_loader.generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
 
     # ------------------------------------------------------------------------------------------------- checkpoints
 

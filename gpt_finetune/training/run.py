@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from gpt_finetune.training.arguments import SampleConfig
 log = logging.getLogger(__name__)
 
 RECEIPT = "run.json"
+GUESTS: list[Any] = []  # callbacks that join those of each run in this process, see `replay`
 _KEPT: list[Any] = []  # see _part
 
 
@@ -50,14 +52,17 @@ class Run:
         # Every process looks before the first one writes: a later one would see what the first has just made.
         if self.main:
             self._claim(resume, overwrite)
+        before: list[int] = []
         if resume:
             self.checkpoint = str(newest_whole(self.folder, main=self.main))
+            before = _resumed(self.folder, int(self.checkpoint.rpartition("-")[2]))
         self.receipt: dict[str, Any] = {
             "title": self.folder.name,
             "recipe": recipe,
             "command": command_line(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "status": "running",
+            **({"resumed_from": before} if before else {}),
         }
         if self.main:
             self.write("config.yaml", to_yaml(config))
@@ -67,9 +72,17 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        """Part from the other processes; say in the receipt when the run did not end by itself."""
+        """Part from the other processes; say in the receipt when the run did not end by itself.
+
+        Raises:
+            InputError: Another process is gone, see `lost`.
+        """
+        from gpt_finetune.training.lost import lost
         from gpt_finetune.training.stopping import Interrupted
 
+        gone = lost(error)
+        if gone is not None:
+            error, cause = gone, error
         if error is not None and self.main:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
             said = f"{type(error).__name__}: {error}".removesuffix(": ")
@@ -77,6 +90,8 @@ class Run:
             self.save_receipt()
         if error is None or (isinstance(error, Interrupted) and error.agreed):
             _part()
+        if gone is not None:
+            raise gone from cause
 
     def _claim(self, resume: bool, overwrite: bool) -> None:
         held = (self.folder / RECEIPT).exists()
@@ -107,7 +122,7 @@ class Run:
 
         from gpt_finetune.training.callbacks import MetricsWriter, SampleWriter
 
-        written: list[Any] = [MetricsWriter(self.folder / "metrics.jsonl")]
+        written: list[Any] = [MetricsWriter(self.folder / "metrics.jsonl"), *GUESTS]
         if samples is not None:
             written.append(SampleWriter(samples, tokenizer, self.folder / "samples.jsonl", Console(stderr=True)))
         return written
@@ -196,6 +211,8 @@ class Run:
             self.receipt["baselines"] = baselines
         if getattr(trainer, "skipped_steps", 0):
             self.receipt["skipped_steps"] = trainer.skipped_steps
+        if getattr(trainer, "halvings", 0):
+            self.receipt["halved_batches"] = {"times": trainer.halvings, "rows_at_once": trainer.rows_at_once}
         self.receipt |= {
             "status": "finished",
             "duration_s": round(time.perf_counter() - self._begin, 1),
@@ -229,6 +246,15 @@ def _part() -> None:
     state.destroy_process_group()
 
 
+def _resumed(folder: Path, step: int) -> list[int]:
+    """Return the steps that a run was resumed from so far, this one the last; what came after it happens again."""
+    try:
+        before = json.loads((folder / RECEIPT).read_text(encoding="utf-8")).get("resumed_from", [])
+    except (OSError, ValueError, AttributeError):
+        before = []
+    return [*(earlier for earlier in before if earlier < step), step]
+
+
 def environment(trainer: Any) -> dict[str, Any]:
     """Describe software and machine, for the receipt."""
     import torch
@@ -240,13 +266,14 @@ def environment(trainer: Any) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "gpt_finetune": __version__,
-        **{name: version(name) for name in ("torch", "transformers", "accelerate", "datasets")},
+        **{name: version(name) for name in ("torch", "transformers", "accelerate", "datasets", "tokenizers", "peft")},
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
         "processes": args.world_size,
         "precision": str(compute_dtype(args)).removeprefix("torch."),
         "commit": _commit(),
+        "code": _code(),
     }
 
 
@@ -256,6 +283,14 @@ def _cpu_name() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def _code() -> str:
+    """Return the beginning of the SHA-256 of this package's sources, which tells code apart where no commit does."""
+    package, digest = Path(__file__).parent.parent, hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def _commit() -> str | None:

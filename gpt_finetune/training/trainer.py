@@ -15,6 +15,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from gpt_finetune.costs import flops_per_token
 from gpt_finetune.errors import InputError
 from gpt_finetune.training.callbacks import Progress
+from gpt_finetune.training.memory import MemoryTrainer
 from gpt_finetune.training.muon import is_vector
 from gpt_finetune.training.pairs import PairLoss, decoder_inputs, is_pair
 from gpt_finetune.training.reliable import ReliableTrainer
@@ -24,13 +25,15 @@ from gpt_finetune.training.throughput import Throughput, compute_dtype, matmul_c
 if TYPE_CHECKING:
     from gpt_finetune.data.prepare import Watched
 
+_WHOLE = "FULL_STATE_DICT"  # what FSDP saves then, any number of processes opens
 
-class GPTTrainer(ReliableTrainer):
+
+class GPTTrainer(ReliableTrainer, MemoryTrainer):
     """A thin `transformers.Trainer`.
 
-    What it changes, besides what makes it reliable (see `ReliableTrainer`): matrices decay and vectors do not;
-    evaluation loss is the mean over tokens, equal for any batch size and number of processes; logs carry perplexity,
-    bits per byte, tokens a second, model FLOPs utilisation and peak memory.
+    What it changes, besides what makes it reliable (see `ReliableTrainer` and `MemoryTrainer`): matrices decay and
+    vectors do not; evaluation loss is the mean over tokens, equal for any batch size and number of processes; logs
+    carry perplexity, bits per byte, tokens a second, model FLOPs utilisation and peak memory.
 
     Args:
         *args: As `transformers.Trainer`.
@@ -69,6 +72,9 @@ class GPTTrainer(ReliableTrainer):
         base = _base_model(self.model)
         if hasattr(base.config, "refuse_unknown_fields"):
             base.config.refuse_unknown_fields()  # else the first save would, when the work is done
+        if self.is_fsdp_enabled and (kind := self.accelerator.state.fsdp_plugin.state_dict_type.name) != _WHOLE:
+            problem = "nothing would be saved at the end but shards, beside a pickle that says what they are"
+            raise InputError("fsdp_config.fsdp_state_dict_type", kind, problem, f"Set it to {_WHOLE}")
         # A model that computes its loss piece by piece takes what would else ask for its whole logits.
         self._pieces = "skip_logits" in inspect.signature(base.forward).parameters
         if z_loss and not self._pieces:
@@ -232,7 +238,10 @@ class GPTTrainer(ReliableTrainer):
         """Save as transformers does; at the end, an adapter as one that loads on its base, without the base's tables.
 
         Checkpoints keep it as it is trained, to go on from. Weights spread over processes are left as they were saved.
+        A schedule-free optimiser's weights are its average at the end, where no evaluation may have come before.
         """
+        if not _internal_call and hasattr(self.optimizer, "eval"):
+            self.optimizer.eval()
         super().save_model(output_dir, _internal_call)
         from peft import PeftModel
 

@@ -1,18 +1,29 @@
-"""The page of promises: what the tests of this folder measured, as Markdown."""
+"""The page of promises: what the long tests measured, gathered in a file of figures and written as Markdown.
+
+Nothing is written unless the environment says so, as in `RELIABILITY_PAGE=docs/reliability.md make test-long`.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import os
 import platform
 import textwrap
 from pathlib import Path
 from typing import Any
 
+from support import ROOT
+
+SURVIVAL = ("killed", "never without", "damaged", "signals", "second signals", "together")
+RESULTS = ROOT / "benchmarks" / "results" / "reliability.json"
+
 PAGE = """# Reliability
 
-What a run of this toolkit promises, with the figures that `tests/checkpoints/test_surviving.py` measured: real
-processes, real signals, a tiny model with dropout, accumulation and several epochs that saves every step, on CPU.
-`RELIABILITY_PAGE=docs/reliability.md make test-long` measures again and writes this page; nobody else does.
+What a run of this toolkit promises, with the figures that its tests measured: real processes, real signals, a tiny
+model, for the kills one with dropout, accumulation and several epochs that saves every step, on CPU.
+`RELIABILITY_PAGE=docs/reliability.md make test-long` measures again and writes this page, by way of
+`benchmarks/results/reliability.json`; so does `make soak` for its row.
 
 Python {python}, torch {torch}, transformers {transformers}.
 
@@ -24,7 +35,6 @@ Python {python}, torch {torch}, transformers {transformers}.
 of a run that was never stopped. `tests/checkpoints/test_exact_resume.py` holds the same of a run resumed in the same
 process, with dropout and, where not said otherwise, accumulation over an odd number of batches, for {count} settings:
 {settings}.
-Collators that draw random numbers of their own are not among them: resumed within an epoch, they may draw others.
 
 ## How it works
 
@@ -65,8 +75,31 @@ with more evaluations, or resumed in a new process, has the same dropout.
 """
 
 
-def write_page(path: Path, figures: dict[str, Any]) -> None:
-    """Write the page from the figures of `surviving.py`."""
+def record(key: str, promise: str, how: str, figure: str) -> None:
+    """Note a row of the page under a key of its own, and write the page."""
+    if not (page := os.environ.get("RELIABILITY_PAGE")):
+        return
+    rows = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    rows[key] = {"promise": promise, "how": how, "figure": figure}
+    RESULTS.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_page(ROOT / page, rows)
+
+
+def write_page(path: Path, rows: dict[str, dict[str, str]]) -> None:
+    """Write the page from its rows."""
+    from test_exact_resume import SETTINGS
+
+    settings = textwrap.fill("; ".join(SETTINGS), 120)
+    versions = {name: importlib.metadata.version(name).split("+")[0] for name in ("torch", "transformers")}
+    table = "\n".join(f"| {row['promise']} | {row['how']} | {row['figure']} |" for row in rows.values())
+    path.write_text(
+        PAGE.format(python=platform.python_version(), rows=table, count=len(SETTINGS), settings=settings, **versions),
+        encoding="utf-8",
+    )
+
+
+def record_survival(figures: dict[str, Any]) -> None:
+    """Note the figures of `surviving.py`."""
     kills, damage, stops, two = (figures[name] for name in ("kills", "damage", "stops", "together"))
     rows = [
         (
@@ -103,12 +136,5 @@ def write_page(path: Path, figures: dict[str, Any]) -> None:
             f"{two['both_stopped']} times both stopped, {two['identical']} bit-identical after the resume",
         ),
     ]
-    from test_exact_resume import SETTINGS
-
-    settings = textwrap.fill("; ".join(SETTINGS), 120)
-    versions = {name: importlib.metadata.version(name).split("+")[0] for name in ("torch", "transformers")}
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    path.write_text(
-        PAGE.format(python=platform.python_version(), rows=table, count=len(SETTINGS), settings=settings, **versions),
-        encoding="utf-8",
-    )
+    for key, row in zip(SURVIVAL, rows, strict=True):
+        record(key, *row)

@@ -81,6 +81,7 @@ SETTINGS = {
     "in the first epoch": {"accumulation": 1, "batch_size": 2},
     "several epochs": {"max_steps": None, "epochs": 2.0},
     "two workers": {"workers": 2},
+    "two workers, from the first epoch into the next": {"workers": 2},
     "rows of similar length": {
         "data": lambda: uneven(20),
         "collate": pad,
@@ -115,7 +116,12 @@ def weights(checkpoint):
     return {path.name: load_file(path) for path in checkpoint.glob("*.safetensors")}
 
 
-GATE = ("plain", "two workers", "rows of similar length", "a stream in its second epoch")
+GATE = (
+    "plain",
+    "two workers, from the first epoch into the next",
+    "rows of similar length",
+    "a stream in its second epoch",
+)
 
 
 @pytest.mark.slow

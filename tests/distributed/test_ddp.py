@@ -102,7 +102,8 @@ def runs(words: Any, finished: Path, tmp_path_factory: pytest.TempPathFactory) -
 def test_batch_processes_and_accumulation_share_one_trajectory(runs, tmp_path):
     """One process x 8 rows, two x 4, and one x 2 x accumulation 4 are one training: every head, and LoRA."""
     one = trajectories(tmp_path / "one", ROWS)
-    assert set(one) == {"causal", "causal with LoRA", "sequence", "tokens", "answers"}
+    heads = {"causal", "masked", "sequence", "tokens", "answers", "choices", "pair"}
+    assert set(one) == heads | {"causal with LoRA"}
     accumulated = trajectories(tmp_path / "accumulated", 2, 4)
     for name, losses in one.items():
         assert len(losses) == STEPS

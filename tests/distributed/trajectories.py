@@ -1,10 +1,11 @@
-"""Short trainings of every head, by name: what `test_trajectories.py` runs in one process and on two ranks.
+"""Short trainings of every head, by name: what `test_ddp.py` runs in one process and on two ranks.
 
 accelerate launch --config_file configs/accelerate/cpu-2.yaml tests/distributed/trajectories.py FOLDER
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterator
@@ -21,10 +22,10 @@ def rows(head: str, count: int) -> list[dict[str, torch.Tensor]]:
     draw = torch.Generator().manual_seed(1)
     made = []
     for place in range(count):
-        ids = torch.randint(2, 64, (LENGTH,), generator=draw)
+        ids = torch.randint(2, 64, (3, LENGTH) if head == "choices" else (LENGTH,), generator=draw)
         row = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if head == "sequence":
-            row["labels"] = ids[0] % 3
+        if head in ("sequence", "choices"):
+            row["labels"] = ids.flatten()[0] % 3
         elif head == "answers":
             row |= {"start_positions": ids[0] % LENGTH, "end_positions": ids[1] % LENGTH}
         else:
@@ -39,24 +40,37 @@ def models() -> Iterator[tuple[str, Any]]:
     """Make each model anew, the same on every rank."""
     from peft import LoraConfig, get_peft_model
 
-    from gpt_finetune import GPTForCausalLM, preset
-    from gpt_finetune.model import GPTForQuestionAnswering, GPTForSequenceClassification, GPTForTokenClassification
+    from gpt_finetune import GPTForCausalLM, model, preset
 
-    heads = {
-        "causal": GPTForCausalLM,
-        "causal with LoRA": GPTForCausalLM,
-        "sequence": GPTForSequenceClassification,
-        "tokens": GPTForTokenClassification,
-        "answers": GPTForQuestionAnswering,
+    common = {"vocab_size": 64, "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+    heads: dict[str, tuple[Any, dict[str, Any]]] = {
+        "causal": (GPTForCausalLM, {}),
+        "masked": (model.GPTForMaskedLM, {"is_causal": False}),
+        "sequence": (model.GPTForSequenceClassification, {"num_labels": 3}),
+        "tokens": (model.GPTForTokenClassification, {"num_labels": 3}),
+        "answers": (model.GPTForQuestionAnswering, {}),
+        "choices": (model.GPTForMultipleChoice, {}),
+        "pair": (_pair, {}),
     }
-    for name, head in heads.items():
+    for name, (head, fields) in heads.items():
         torch.manual_seed(0)
-        labels = {} if head in (GPTForCausalLM, GPTForQuestionAnswering) else {"num_labels": 3}
-        ids = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
-        model = head(preset("tiny", vocab_size=64, initializer_range=0.2, **ids, **labels))
-        if "LoRA" in name:
-            model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
-        yield name, model
+        yield name, head(preset("tiny", **common, **fields))
+    torch.manual_seed(0)
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    yield "causal with LoRA", get_peft_model(GPTForCausalLM(preset("tiny", **common)), lora)
+
+
+def _pair(config: Any) -> Any:
+    """Make an encoder-decoder of two GPTs, as recipes/seq2seq.py trains it."""
+    from transformers import EncoderDecoderModel
+
+    from gpt_finetune import GPTForCausalLM, GPTModel
+
+    halves = [copy.deepcopy(config) for _ in range(2)]
+    halves[0].is_causal, halves[1].add_cross_attention = False, True
+    made = EncoderDecoderModel(encoder=GPTModel(halves[0]), decoder=GPTForCausalLM(halves[1]))
+    made.config.pad_token_id, made.config.decoder_start_token_id = config.pad_token_id, config.bos_token_id
+    return made
 
 
 def trajectories(folder: Path, batch_size: int, accumulation: int = 1) -> dict[str, list[float]]:
