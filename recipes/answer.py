@@ -68,13 +68,14 @@ def main(config: AnswerConfig) -> dict[str, float]:
     base = locate(config.model)
     require_positions(read_architecture(base), "data.max_length", config.data.max_length)
     given = load_tokenizer(locate(config.tokenizer) if config.tokenizer else base)
-    tokenizer = heads.padded_tokenizer(given, config.data.max_length)
+    tokenizer = heads.padded_tokenizer(given, config.data.max_length, base)
     data = answering.prepare_answers(config.data, tokenizer, config.spans, bidirectional=config.bidirectional)
     with Run(config.output_dir, "answer", config, resume=config.resume, overwrite=config.overwrite) as launched:
         from transformers import set_seed
 
         from gpt_finetune.adaptation.methods import adapt
         from gpt_finetune.tasks import training
+        from gpt_finetune.tasks.answer_attribution import explain_answers
         from gpt_finetune.tasks.answer_judging import judge, run_baselines
 
         options = training.options(config.train, config.judge, False, metric, greater)
@@ -105,6 +106,9 @@ def main(config: AnswerConfig) -> dict[str, float]:
         launched.receipt |= {"baselines": outcome.baselines, "task": outcome.section}
         if config.judge.merge:
             trainer.model = heads.merged(trainer.model, config.adapt)
+        if launched.main and not trainer.is_fsdp_enabled:
+            shown = [*outcome.section["errors"], *outcome.section["examples"]]
+            explain_answers(trainer.model, data, trainer.outputs, shown)
         training.tidy(launched.folder, config.train)
         launched.finish(trainer, figures)
     return figures

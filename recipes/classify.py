@@ -69,7 +69,7 @@ def main(config: ClassifyConfig) -> dict[str, float]:
     base = scratch.find_base(config.model, config.tokenizer, config.adapt, config.train.seed, texts)
     require_positions(read_architecture(base), "data.max_length", config.data.max_length)
     given = load_tokenizer(locate(config.tokenizer) if config.tokenizer else base)
-    tokenizer = heads.padded_tokenizer(given, config.data.max_length)
+    tokenizer = heads.padded_tokenizer(given, config.data.max_length, base)
     data = classification.prepare_task(config.data, tokenizer)
     metric, greater = config.judge.chosen(data.labels.problem)
     with Run(config.output_dir, "classify", config, resume=config.resume, overwrite=config.overwrite) as launched:
@@ -106,7 +106,7 @@ def main(config: ClassifyConfig) -> dict[str, float]:
         trainer.train(resume_from_checkpoint=launched.checkpoint)
         figures = trainer.final_figures()
         outcome = judging.judge(data, trainer.outputs, others, config.judge)
-        launched.receipt |= {"baselines": outcome.baselines, "task": outcome.section}
+        launched.receipt |= outcome.receipt(config.data)
         if config.judge.merge:
             trainer.model = heads.merged(trainer.model, config.adapt)
         if launched.main and not trainer.is_fsdp_enabled:

@@ -6,7 +6,7 @@
 A line of a plain-text file is a row. A classifier takes texts, and says what `pipeline("text-classification")` does; a
 tagger takes texts or lists `words`, of any length, and says a tag a word, where `pipeline("token-classification")` says
 one a token; a model that answers takes rows with `question` and `context`, one that chooses rows with `question` and a
-list `choices`.
+list `choices`; an encoder-decoder takes texts, and says what it writes of each.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class PredictConfig:
     """Run a model over the rows of a file.
 
     Args:
-        model: Folder or Hub id of a model that classifies, tags, answers or chooses, or folder of an adapter that a run
-            left.
+        model: Folder or Hub id of a model that classifies, tags, answers, chooses or writes of one text another, or
+            folder of an adapter that a run left.
         input: The rows.
         text_column: Column of the text, where there are columns.
         batch_size: Rows a forward pass; does not change the scores.

@@ -60,11 +60,13 @@ def main(config: PretrainConfig) -> dict[str, float]:
         from transformers import set_seed
 
         from gpt_finetune.data.prepare import prepare
+        from gpt_finetune.supervised.config import PACKAGE
+        from gpt_finetune.supervised.sources import in_package
         from gpt_finetune.training.trainer import GPTTrainer
 
         arguments = training_arguments(config.train, launched.folder, evaluate=config.data.holds_out)
         with arguments.main_process_first(desc="data preparation"):
-            data = prepare(config.data, config.tokenizer)
+            data = prepare(config.data, config.tokenizer, finders={PACKAGE: in_package})
         arguments.eval_on_start = bool(data.watched) and launched.checkpoint is None
         set_seed(config.train.seed)
         trainer = GPTTrainer(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from gpt_finetune.adaptation.config import AdaptConfig
 from gpt_finetune.build import ModelConfig
 from gpt_finetune.config import run
 from gpt_finetune.data.config import TokenizerConfig
@@ -33,9 +34,11 @@ class Seq2SeqConfig:
         output_dir: Folder for the model and all that the run leaves.
         resume: Go on from the last checkpoint in output_dir.
         overwrite: Replace the run that output_dir holds.
-        model: Both halves: an architecture to train from scratch, or a checkpoint that both begin from.
+        model: Both halves: an architecture to train from scratch; a language model's checkpoint that both begin from,
+            the cross-attention being new; or a finished encoder-decoder to go on from.
         tokenizer: Of both halves: an existing one, or how to train one on the pairs.
         data: The pairs.
+        adapt: What of a finished encoder-decoder learns; the cross-attention's layers are among those to adapt.
         train: The training.
         write: What is written of held-out sources at each evaluation.
         compare: Beside what it is put at the end.
@@ -47,6 +50,7 @@ class Seq2SeqConfig:
     model: ModelConfig = field(default_factory=lambda: ModelConfig(preset="transformer-base"))
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: Seq2SeqDataConfig = field(default_factory=Seq2SeqDataConfig)
+    adapt: AdaptConfig = field(default_factory=lambda: AdaptConfig(method="full"))
     train: TrainConfig = field(default_factory=TrainConfig)
     write: WriteConfig = field(default_factory=WriteConfig)
     compare: CompareConfig = field(default_factory=lambda: CompareConfig(["copy", "dictionary"]))
@@ -61,8 +65,9 @@ def check(config: Seq2SeqConfig) -> None:
         raise InputError("write.max_prompts", 0, "without texts nothing is known of the model", "Give e.g. 1000")
     if config.model.from_pretrained:
         config.tokenizer.path = config.tokenizer.path or config.model.from_pretrained
-    from gpt_finetune.tasks.seq2seq_model import check_model
+    from gpt_finetune.tasks.seq2seq_model import check_adapt, check_model
 
+    check_adapt(config.adapt, config.model)
     check_model(config.model, config.data.lengths)
 
 
@@ -75,14 +80,18 @@ def main(config: Seq2SeqConfig) -> dict[str, float]:
     with Run(config.output_dir, "seq2seq", config, resume=config.resume, overwrite=config.overwrite) as launched:
         from transformers import set_seed
 
+        from gpt_finetune.adaptation.methods import adapt
+        from gpt_finetune.tasks.scratch import NEW, base_facts
         from gpt_finetune.tasks.seq2seq_model import build_pair
         from gpt_finetune.tasks.seq2seq_training import WritingTrainer, judge
 
         arguments = training_arguments(config.train, launched.folder, train_sampling_strategy="group_by_length")
         arguments.eval_on_start = launched.checkpoint is None
         set_seed(config.train.seed)
+        model = build_pair(config.model, config.data.lengths, data.tokenizer, data.start_id)
+        facts = base_facts(config.model.from_pretrained or f"{NEW}{config.model.preset}", model, config.adapt)
         trainer = WritingTrainer(
-            model=build_pair(config.model, config.data.lengths, data.tokenizer, data.start_id),
+            model=adapt(model, config.adapt),
             args=arguments,
             train_dataset=data.train,
             eval_dataset=data.validation,
@@ -93,8 +102,6 @@ def main(config: Seq2SeqConfig) -> dict[str, float]:
             prompts=data.prompts,
             answering=replace(config.write, max_new_tokens=config.write.max_new_tokens or config.data.lengths[1]),
         )
-        preset = None if config.model.from_pretrained else config.model.preset
-        facts = {"preset": preset, "base_model": config.model.from_pretrained}
         launched.describe(trainer, data, config, max(config.data.lengths), **facts)
         trainer.train(resume_from_checkpoint=launched.checkpoint)
         figures = trainer.final_figures()

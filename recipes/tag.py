@@ -71,7 +71,7 @@ def main(config: TagConfig) -> dict[str, float]:
     )
     require_positions(read_architecture(base), "data.max_length", config.data.max_length)
     given = load_tokenizer(locate(config.tokenizer) if config.tokenizer else base)
-    tokenizer = heads.padded_tokenizer(given, config.data.max_length)
+    tokenizer = heads.padded_tokenizer(given, config.data.max_length, base)
     data = tagging.prepare_tagging(config.data, tokenizer, bidirectional=config.bidirectional)
     metric, greater = config.judge.chosen(data.problem)
     with Run(config.output_dir, "tag", config, resume=config.resume, overwrite=config.overwrite) as launched:
@@ -104,7 +104,7 @@ def main(config: TagConfig) -> dict[str, float]:
         trainer.train(resume_from_checkpoint=launched.checkpoint)
         figures = trainer.final_figures()
         outcome = judge(data, trainer.outputs, others, config.judge)
-        launched.receipt |= {"baselines": outcome.baselines, "task": outcome.section}
+        launched.receipt |= outcome.receipt(config.data)
         if config.judge.merge:
             trainer.model = heads.merged(trainer.model, config.adapt)
         if launched.main and not trainer.is_fsdp_enabled:

@@ -31,6 +31,40 @@ _PROMPTS: dict[str, dict[str, Callable[[Any], int]]] = {
 }
 
 
+def is_encoder_decoder(path: str) -> bool:
+    """Tell whether a checkpoint is an encoder-decoder of two models, as recipes/seq2seq.py trains them.
+
+    Args:
+        path: Folder or Hub id.
+
+    Raises:
+        InputError: Its configuration cannot be read.
+    """
+    from transformers import PreTrainedConfig
+
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        return False
+    try:
+        content, _ = PreTrainedConfig.get_config_dict(path)
+        return bool(content.get("model_type") == "encoder-decoder")
+    except Exception as error:  # transformers raises many unrelated classes for a config.json that is none
+        problem = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError("model.from_pretrained", path, problem, "Give a checkpoint folder or a Hub id") from None
+
+
+def whole_class(path: str) -> Any:
+    """Return the class that opens a checkpoint with all that it writes with: a language model, or an encoder-decoder.
+
+    Args:
+        path: Folder or Hub id.
+    """
+    import transformers
+
+    import gpt_finetune
+
+    return transformers.EncoderDecoderModel if is_encoder_decoder(path) else gpt_finetune.GPTForCausalLM
+
+
 def fingerprint_of(model: nn.Module | str | Path) -> str:
     """Hash a base model: names, shapes and values of its weights, whatever precision they are held in on the way.
 
@@ -168,11 +202,12 @@ def _below_head(model: nn.Module) -> str:
 
 def _load(path: str) -> nn.Module:
     """Load a checkpoint's weights in the precision that they are stored in."""
-    from gpt_finetune import GPTForCausalLM
     from gpt_finetune.packaged import locate
 
     try:
-        return GPTForCausalLM.from_pretrained(locate(path), dtype="auto")
+        where = locate(path)
+        opened: nn.Module = whole_class(where).from_pretrained(where, dtype="auto")
+        return opened
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise

@@ -23,6 +23,7 @@ class Method:
         merges: Its result can be written into the weights of the base.
         learns_tokens: New tokens can be trained along with it.
         quantized: It works on a quantised base.
+        pairs: It works on an encoder-decoder.
     """
 
     summary: str
@@ -34,6 +35,7 @@ class Method:
     merges: bool = False
     learns_tokens: bool = True
     quantized: bool = True
+    pairs: bool = True
 
 
 _LORA: Any = {
@@ -41,7 +43,7 @@ _LORA: Any = {
     "sizes": {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"},
     "merges": True,
 }
-_PROMPT: Any = {"sizes": {"num_virtual_tokens": "virtual_tokens"}, "learns_tokens": False}
+_PROMPT: Any = {"sizes": {"num_virtual_tokens": "virtual_tokens"}, "learns_tokens": False, "pairs": False}
 
 METHODS: dict[str, Method] = {
     "full": Method("every weight", quantized=False),
@@ -60,6 +62,7 @@ METHODS: dict[str, Method] = {
         "LoRA that starts from the singular vectors of the data's activations (arXiv:2410.07170)",
         **_LORA,
         fixed={"init_lora_weights": "eva"},
+        pairs=False,  # PEFT tells its tokens by one mask, and the halves read different ones
     ),
     "ia3": Method(
         "a factor for each key, value and inner MLP activation (arXiv:2205.05638)",

@@ -74,7 +74,8 @@ def describe(
     """
     if getattr(model.config, "is_encoder_decoder", False):
         options: dict[str, Any] = {"dtype": dtype, "checkpointing": checkpointing}
-        halves = [model.get_submodule(name) for name in ("encoder", "decoder")]
+        whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+        halves = [whole.get_submodule(name) for name in ("encoder", "decoder")]
         found = [describe(half, batch_size, sequence_length, optimizer_states, **options) for half in halves]
         sums = {name: sum(half.parts.get(name, 0) for half in found) for half in found for name in half.parts}
         return Memory(sum(half.parameters for half in found), sum(half.trainable for half in found), sums)

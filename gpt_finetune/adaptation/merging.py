@@ -134,7 +134,7 @@ def merge(model: PeftModel) -> PreTrainedModel:
     with torch.no_grad():
         wanted = _logits(model, probe)
         merged: Any = model.merge_and_unload(safe_merge=True)
-        if merged.config.tie_word_embeddings:
+        if getattr(merged.config, "tie_word_embeddings", False):  # an encoder-decoder's halves say it
             merged.tie_weights()
         found = _logits(merged.float().double(), probe)
     merged = merged.float()
@@ -171,17 +171,23 @@ def _rows_needed(folder: Path) -> int:
 
 
 def _logits(model: Any, probe: torch.Tensor) -> torch.Tensor:
-    """Return what a model says of rows of ids, or of each row as a question's choices; starts and ends side by side."""
+    """Return what a model says of rows of ids, or of each row as a question's choices; starts and ends side by side.
+
+    An encoder-decoder writes what it reads.
+    """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = find_head(type(base).__name__)
-    outputs = model(input_ids=probe[None] if head and head.task == "multiple-choice" else probe)
+    written = {"decoder_input_ids": probe} if model.config.is_encoder_decoder else {}
+    outputs = model(input_ids=probe[None] if head and head.task == "multiple-choice" else probe, **written)
     return torch.cat([value.flatten() for name, value in outputs.items() if name.endswith("logits")])
 
 
 def _probe(model: Any) -> torch.Tensor:
     """Return ids from all over the vocabulary, (4, 32); the newest tokens are among them."""
-    rows = model.get_input_embeddings().weight.shape[0]
-    length = min(32, model.config.max_position_embeddings)
+    config = model.config
+    halves = (config.encoder, config.decoder) if config.is_encoder_decoder else (config,)
+    rows = min(model.get_input_embeddings().weight.shape[0], *(half.vocab_size for half in halves))
+    length = min(32, *(half.max_position_embeddings for half in halves))
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(rows, (4, length), generator=generator)
     newest = torch.arange(max(0, rows - length), rows)

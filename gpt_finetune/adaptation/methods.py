@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from gpt_finetune.adaptation.bases import whole_class
 from gpt_finetune.adaptation.config import METHODS, AdaptConfig
 from gpt_finetune.errors import InputError, did_you_mean
 from gpt_finetune.report.heads import find_head
@@ -39,7 +40,8 @@ def adapt(
     Take `fingerprint_of(model)` before: some methods change the weights of the base.
 
     Args:
-        model: A model of ours, whole; its embeddings have room for the new tokens already.
+        model: A model of ours, whole, or an encoder-decoder of two; its embeddings have room for the new tokens
+            already.
         config: The section.
         new_rows: Ids of tokens that were just added: their vectors are trained with every method that can, at the
             output, too. Where PEFT cannot train single rows, and with top_layers, norms and head, the whole table is.
@@ -98,15 +100,16 @@ def load_base(path: str, config: AdaptConfig, attn_implementation: str | None = 
     Raises:
         InputError: There is no such checkpoint, or a package that quantises is missing.
     """
-    from gpt_finetune import GPTForCausalLM
     from gpt_finetune.packaged import locate
 
     config.validate()
     quantization = QUANTIZERS[config.quantization]()
     try:
-        return GPTForCausalLM.from_pretrained(
-            locate(path), dtype="float32", attn_implementation=attn_implementation, quantization_config=quantization
+        where = locate(path)
+        opened: PreTrainedModel = whole_class(where).from_pretrained(
+            where, dtype="float32", attn_implementation=attn_implementation, quantization_config=quantization
         )
+        return opened
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -150,15 +153,16 @@ QUANTIZERS: dict[str, Callable[[], Any]] = {"none": lambda: None, "int8": _int8,
 
 def _part(model: PreTrainedModel, config: AdaptConfig, new_rows: Sequence[int]) -> list[nn.Parameter]:
     """Return the parameters that a method without adapters trains."""
-    inner, output = model.base_model, model.get_output_embeddings()
+    stacks, output = _stacks(model), model.get_output_embeddings()
     if config.method == "full":
         return list(model.parameters())
     modules: list[nn.Module] = []
     if config.method == "top_layers":
-        layers = len(inner.layers)
+        layers = min(len(stack.layers) for stack in stacks)
         if config.top_layers > layers:
             raise InputError("adapt.top_layers", config.top_layers, f"the model has {layers}", "Lower it, or use full")
-        modules = [*inner.layers[layers - config.top_layers :], inner.norm]
+        for stack in stacks:
+            modules += [*stack.layers[len(stack.layers) - config.top_layers :], stack.norm]
     elif config.method == "norms":
         modules = [module for name, module in model.named_modules() if name.endswith("norm")]
     elif output is not None:
@@ -166,11 +170,19 @@ def _part(model: PreTrainedModel, config: AdaptConfig, new_rows: Sequence[int]) 
     if new_rows:
         modules += [model.get_input_embeddings(), *([output] if output is not None else [])]
     # a new head has learned nothing yet: it is trained whatever else is
-    modules += [module for module in model.children() if module not in (inner, output)]
+    if len(stacks) == 1:
+        modules += [module for module in model.children() if module not in (*stacks, output)]
     found = [parameter for module in modules for parameter in module.parameters()]
     if not found:
         raise InputError("adapt.method", config.method, "the model has no such parameters", "Choose another method")
     return found
+
+
+def _stacks(model: PreTrainedModel) -> list[Any]:
+    """Return what holds the layers: the model without its head; of an encoder-decoder, both halves without theirs."""
+    if model.config.is_encoder_decoder:
+        return [half.base_model for half in (model.encoder, model.decoder)]
+    return [model.base_model]
 
 
 # ------------------------------------------------------------------------------------------------------------- PEFT
@@ -212,7 +224,8 @@ def _targets(model: PreTrainedModel, config: AdaptConfig) -> tuple[list[str], li
     method = METHODS[config.method]
     output = model.get_output_embeddings()
     linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not output}
-    inside = {name: m for name, m in linear.items() if name.startswith(model.base_model_prefix)}
+    prefix = "" if model.config.is_encoder_decoder else model.base_model_prefix
+    inside = {name: m for name, m in linear.items() if name.startswith(prefix)}
     stacks = {name: p for name, p in model.named_parameters() if name.endswith(EXPERTS)}
     if config.target_modules is None:
         usual = sorted({name.split(".")[-1] for name in inside})
@@ -301,6 +314,10 @@ def _tokens(batch: Mapping[str, torch.Tensor]) -> int:
 def _check_model(model: PreTrainedModel, config: AdaptConfig, new_rows: Sequence[int]) -> None:
     """Refuse what this model cannot do."""
     method = METHODS[config.method]
+    if model.config.is_encoder_decoder and not method.pairs:
+        able = ", ".join(name for name, method in METHODS.items() if method.pairs)
+        problem = "it does not work on an encoder-decoder, whose halves read different texts"
+        raise InputError("adapt.method", config.method, problem, f"Use one of {able}")
     if getattr(model, "is_quantized", False) and not method.quantized:
         problem = "the base is quantised, and this method changes its weights"
         raise InputError("adapt.method", config.method, problem, "Use lora, or adapt.quantization=none")

@@ -14,9 +14,9 @@ class SourceConfig:
 
     Args:
         path: `embedded:python` (the running Python's own library, about 12 MB of code and English), a file, a
-            folder, a glob such as `books/**/*.txt`, or `hub:owner/name` for a Hub data set. Suffixes: jsonl, json,
-            csv, tsv and parquet hold many documents a file; any other is read as plain text. `.gz` may follow each but
-            parquet.
+            folder, a glob such as `books/**/*.txt`, `hub:owner/name` for a Hub data set, or `package:name/file` for a
+            file of a packaged data set. Suffixes: jsonl, json, csv, tsv and parquet hold many documents a file; any
+            other is read as plain text. `.gz` may follow each but parquet.
         weight: How many times per epoch each token of this source is seen: 2.5 is two whole copies and a fixed
             random half of the blocks. When streaming: the relative chance that the next document comes from here.
         text_column: Column that holds the text, in jsonl, json, csv, tsv, parquet and Hub data sets.

@@ -20,7 +20,7 @@ from gpt_finetune.data.corpus import Corpus, Fate, Plan, open_streams, require_o
 from gpt_finetune.data.ledger import Ledger
 from gpt_finetune.data.packing import MixedDataset, Row, collate
 from gpt_finetune.data.readers import Document
-from gpt_finetune.data.sources import Source, open_source
+from gpt_finetune.data.sources import Finders, Source, open_source
 from gpt_finetune.data.streaming import DocumentStream, StreamingBlocks
 from gpt_finetune.data.tokenizer import CorpusEncoder, load_tokenizer, train_tokenizer
 from gpt_finetune.errors import InputError
@@ -93,20 +93,23 @@ class PreparedData:
         return self.ledger.total.tokens.validation
 
 
-def prepare(data: DataConfig, tokenizer: TokenizerConfig, vocab_limit: int | None = None) -> PreparedData:
+def prepare(
+    data: DataConfig, tokenizer: TokenizerConfig, vocab_limit: int | None = None, finders: Finders | None = None
+) -> PreparedData:
     """Turn sources into packed rows: read, deduplicate, split, tokenize, pack; or find the result in the cache.
 
     Args:
         data: What to read and how to pack it.
         tokenizer: Which tokenizer to load or train.
         vocab_limit: Number of tokens that the model can embed; a larger vocabulary is refused.
+        finders: Places besides files and the Hub that sources may lie in, see `open_source`.
 
     Raises:
         InputError: Something the user gave cannot be used.
     """
     data.validate()
     tokenizer.validate()
-    room = _Room(data, tokenizer, vocab_limit, Cache(data.cache_dir))
+    room = _Room(data, tokenizer, vocab_limit, Cache(data.cache_dir), finders or {})
     prepared = room.stream() if data.streaming else room.pack()
     for line in prepared.ledger.table().splitlines():
         logger.info("%s", line)
@@ -121,6 +124,7 @@ class _Room:
     tokenizer: TokenizerConfig
     vocab_limit: int | None
     cache: Cache
+    finders: Finders
 
     def pack(self) -> PreparedData:
         """Write every row to disk."""
@@ -212,7 +216,7 @@ class _Room:
         """Read the watched domains and decide which of their documents to evaluate on; the others are left aside."""
         share, found = self.data.watch_fraction, {}
         for name, configs in self.data.watch.items():
-            sources = [open_source(c, f"data.watch.{name}[{i}]") for i, c in enumerate(configs)]
+            sources = [open_source(c, f"data.watch.{name}[{i}]", False, self.finders) for i, c in enumerate(configs)]
             everything = Corpus(sources, [], self.data)
             split = Corpus([], sources, replace(self.data, validation_fraction=share)) if share < 1 else everything
             try:
@@ -243,7 +247,7 @@ class _Room:
 
     def _open(self, key: str) -> list[Source]:
         configs: list[SourceConfig] = getattr(self.data, key)
-        return [open_source(c, f"data.{key}[{i}]", self.data.streaming) for i, c in enumerate(configs)]
+        return [open_source(c, f"data.{key}[{i}]", self.data.streaming, self.finders) for i, c in enumerate(configs)]
 
     def _tokenizer(
         self, content: str, texts: Callable[[], Iterable[str]]

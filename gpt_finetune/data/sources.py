@@ -6,7 +6,7 @@ import difflib
 import glob
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,8 @@ from gpt_finetune.data.readers import Document, Record, read_file, read_records
 from gpt_finetune.errors import InputError, did_you_mean
 
 T = TypeVar("T")
+# Beginning of a path -> what finds the file that it names, given the path and the source's dotted config key
+Finders = Mapping[str, Callable[[str, str], str]]
 
 EMBEDDED: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {"embedded:python": embedded_python}
 
@@ -40,13 +42,14 @@ class Source:
     fingerprint: Callable[[], str]
 
 
-def open_source(config: SourceConfig, key: str, streaming: bool = False) -> Source:
+def open_source(config: SourceConfig, key: str, streaming: bool = False, finders: Finders | None = None) -> Source:
     """Find a source without reading its documents.
 
     Args:
         config: What to open.
         key: Dotted config key of the source, for error messages.
         streaming: Read a Hub data set over the network instead of downloading it first.
+        finders: Places besides files and the Hub that sources may lie in, such as packages.
 
     Raises:
         InputError: Nothing is there, or it cannot be opened.
@@ -59,7 +62,8 @@ def open_source(config: SourceConfig, key: str, streaming: bool = False) -> Sour
     if path.startswith("hub:"):
         dataset = load_hub(config, key, streaming)
         return Source(config, partial(hub_documents, dataset, config, key), partial(hub_fingerprint, dataset, config))
-    root, files = _find_files(path, key)
+    find = next((found for start, found in (finders or {}).items() if path.startswith(start)), None)
+    root, files = _find_files(path if find is None else find(path, key), key)
     return Source(config, partial(_local_documents, files, config), partial(_local_fingerprint, root, files))
 
 

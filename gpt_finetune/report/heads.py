@@ -42,6 +42,9 @@ _EMBED = """inputs = tokenizer({prompt}, return_tensors="pt")
 print(model(**inputs).last_hidden_state.shape)"""
 
 
+_IMPORT = "import gpt_finetune  # makes its classes known\n"
+
+
 @dataclass(frozen=True)
 class Head:
     """A head of a model.
@@ -122,7 +125,7 @@ def load_snippet(head: Head, path: str, prompt: str, *, remote_code: bool = True
         remote_code: The model's code lies beside its weights.
     """
     trust = ", trust_remote_code=True" if remote_code and not head.needs_package else ""
-    package = "import gpt_finetune  # makes its classes known\n" if head.needs_package else ""
+    package = _IMPORT if head.needs_package else ""
     return f"""from transformers import {", ".join(sorted((head.auto, "AutoTokenizer")))}
 {package}
 path = {quote(path)}
@@ -159,13 +162,15 @@ def adapter_snippet(
     names = f'base, commit = {quote(base)}, "{revision}"' if revision else f"base = {quote(base)}"
     labels = f", num_labels={num_labels}" if num_labels else ""
     rows = "model.resize_token_embeddings(len(tokenizer))\n" if new_tokens else ""
+    trust = "" if head.needs_package else ", trust_remote_code=True"
+    package = _IMPORT if head.needs_package else ""
     return f"""from peft import PeftModel
 from transformers import {", ".join(sorted((head.auto, "AutoTokenizer")))}
-
+{package}
 {names}
 path = {quote(path)}
-tokenizer = AutoTokenizer.from_pretrained({"path" if own_tokenizer else pinned}, trust_remote_code=True)
-model = {head.auto}.from_pretrained({pinned}{labels}, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained({"path" if own_tokenizer else pinned}{trust})
+model = {head.auto}.from_pretrained({pinned}{labels}{trust})
 {rows}model = PeftModel.from_pretrained(model, path)
 
 {head.use.format(prompt=quote(prompt))}"""

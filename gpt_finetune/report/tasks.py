@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gpt_finetune.report import summary
@@ -28,7 +28,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Error:
-    """A held-out text that the model got wrong; the parts of it speak for the prediction (above 0) or against it."""
+    """A held-out text with what the model said; the parts of it speak for the prediction (above 0) or against it."""
 
     text: str
     label: str
@@ -46,6 +46,7 @@ class TaskView:
     errors: list[Error]
     note: str
     folds: Table | None = None
+    examples: list[Error] = field(default_factory=list)
 
 
 def task_view(run: Run) -> TaskView | None:
@@ -53,7 +54,9 @@ def task_view(run: Run) -> TaskView | None:
     task = run.section("task")
     if not task:
         return None
-    return TaskView(_pictures(task), _compared(run, task), _by_label(task), _errors(task), _note(task), _folds(task))
+    errors, examples = (_errors(task, key) for key in ("errors", "examples"))
+    compared, by_label = _compared(run, task), _by_label(task)
+    return TaskView(_pictures(task), compared, by_label, errors, _note(task), _folds(task), examples)
 
 
 def _folds(task: Record) -> Table | None:
@@ -100,8 +103,8 @@ def _by_label(task: Record) -> Table | None:
     return Table(["precision", "recall", "F1", str(task.get("unit") or "texts")], rows) if rows else None
 
 
-def _errors(task: Record) -> list[Error]:
-    listed = [row for row in task.get("errors") or [] if isinstance(row, Mapping)]
+def _errors(task: Record, key: str) -> list[Error]:
+    listed = [row for row in task.get(key) or [] if isinstance(row, Mapping)]
     return [
         Error(str(row.get("text") or ""), _said(row.get("label")), _said(row.get("predicted")) + _of(row), _parts(row))
         for row in listed

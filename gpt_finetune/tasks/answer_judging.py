@@ -14,11 +14,14 @@ from gpt_finetune.metrics import labels as scores
 from gpt_finetune.metrics import sequences
 from gpt_finetune.metrics.answers import ANSWER_FIGURES, answer_figures, describe, score_answers
 from gpt_finetune.metrics.words import WORD, is_unspaced
+from gpt_finetune.tasks.answer_reading import Asked
 from gpt_finetune.tasks.answering import PreparedAnswers
 from gpt_finetune.tasks.config import ANSWERS, FIGURES, JudgeConfig
 from gpt_finetune.tasks.judging import Outcome, lengths
+from gpt_finetune.tasks.spans import Said
 
-EXCERPT = 240  # characters of a context that an error shows
+EXCERPT = 240  # characters of a context that the report shows
+RIGHT = 4  # right answers that it shows
 _SENTENCE = re.compile(r".+?(?:[.!?](?=\s|$)|[。！？]|\n|$)", re.DOTALL)
 # Words that end a noun phrase where spaces part words; scikit-learn's list has those of English.
 _CHINESE = "的之於以爲为與与而也其所是在有曾今及至人事見见"
@@ -94,7 +97,8 @@ def judge(
         config: The section.
 
     Returns:
-        Figures of the baselines, and the report's section.
+        Figures of the baselines, and the report's section. Answers that it shows bear the number of their `row`, which
+        `answer_attribution.explain_answers` takes away.
     """
     ours = data.assemble(said)
     texts = [each.answer for each in ours]
@@ -108,7 +112,9 @@ def judge(
         told[name] = answer_figures(others) | {"seconds": round(baseline.seconds, 3)}
         p = scores.paired_p(draws[leading], _draws(others, config.resamples)[leading])
         tests[name] = {**told[name], "test": f"paired bootstrap of {leading}", "p": p}
-    worst = [i for i in np.argsort([-each.loss for each in ours], kind="stable") if table[i, 0] < 1][: config.errors]
+    order = np.argsort([-each.loss for each in ours], kind="stable")
+    worst = [i for i in order if table[i, 0] < 1][: config.errors]
+    right = [i for i in order[::-1] if table[i, 0] == 1 and texts[i]][: min(RIGHT, config.errors)]
     section: dict[str, Any] = {
         "name": "question answering",
         "problem_type": ANSWERS,
@@ -121,7 +127,8 @@ def judge(
         "baselines": tests,
         "sides": describe(texts, data.references),
         "lengths": lengths(data) | {"windowed": data.facts["windowed_texts"]},
-        "errors": [_error(data, i, texts[i], ours[i].loss) for i in map(int, worst)],
+        "errors": [_shown(data, i, ours[i]) for i in map(int, worst)],
+        "examples": [_shown(data, i, ours[i]) for i in map(int, right)],
         **data.facts,
     }
     return Outcome(told, section)
@@ -133,15 +140,26 @@ def _draws(table: np.ndarray, samples: int) -> dict[str, np.ndarray]:
     return dict(zip(ANSWER_FIGURES, means.T, strict=True))
 
 
-def _error(data: PreparedAnswers, number: int, answer: str, loss: float) -> dict[str, Any]:
-    asked = data.asked[number]
+def excerpt_of(asked: Asked) -> tuple[str, int, int, int]:
+    """Return what the report shows of a question: it, and a part of its context around the right answer.
+
+    Returns:
+        The text; where the part begins and ends in the context; and how much further on in the text it stands.
+    """
     place = asked.starts[0] if asked.starts else 0
     begin = max(0, min(place - EXCERPT // 2, len(asked.context) - EXCERPT))
-    excerpt = asked.context[begin : begin + EXCERPT]
-    marks = "…" * (begin > 0), "…" * (begin + EXCERPT < len(asked.context))
+    end = min(begin + EXCERPT, len(asked.context))
+    before, after = "…" * (begin > 0), "…" * (end < len(asked.context))
+    shift = len(asked.question) + 1 + len(before) - begin
+    return f"{asked.question}\n{before}{asked.context[begin:end]}{after}", begin, end, shift
+
+
+def _shown(data: PreparedAnswers, number: int, said: Said) -> dict[str, Any]:
+    asked = data.asked[number]
     return {
-        "text": f"{asked.question}\n{marks[0]}{excerpt}{marks[1]}",
+        "row": number,
+        "text": excerpt_of(asked)[0],
         "label": " / ".join(dict.fromkeys(asked.answers)) or "no answer",
-        "predicted": answer or "no answer",
-        "loss": round(loss, 4),
+        "predicted": said.answer or "no answer",
+        "loss": round(said.loss, 4),
     }

@@ -61,7 +61,7 @@ def attribute(
     """
     encoded = tokenizer(text, truncation=True, max_length=max_length, return_offsets_mapping=True)
     places = [tuple(place) for place in encoded["offset_mapping"]]
-    weights = _weigh(model, encoded["input_ids"], lambda logits: logits[label] - logits[other])
+    weights = weigh(model, encoded["input_ids"], lambda outputs: outputs.logits[0, label] - outputs.logits[0, other])
     return join(text, places, weights)
 
 
@@ -114,7 +114,7 @@ def attribute_tag(
     if window is None:  # the tokenizer makes nothing of the word
         return found
     column = window.columns[window.words.index(place)]
-    by_token = _weigh(model, window.ids, lambda logits: logits[column, label] - logits[column, other])
+    by_token = weigh(model, window.ids, lambda told: told.logits[0, column, label] - told.logits[0, column, other])
     sizes = [min(len(word), encoder.room) for word in tokens]
     ends = np.cumsum(sizes)
     begin = column - (sizes[place] - 1 if encoder.last else 0)
@@ -126,13 +126,13 @@ def attribute_tag(
     return found / (np.abs(found).max(initial=0.0) or 1.0)
 
 
-def _weigh(model: Any, ids: Sequence[int], pick: Callable[[Any], Any]) -> np.ndarray:
+def weigh(model: Any, ids: Sequence[int], pick: Callable[[Any], Any]) -> np.ndarray:
     """Return embedding times gradient of each token (T,).
 
     Args:
         model: Left in the mode that it is in.
         ids: Tokens of a row.
-        pick: Makes of the row's logits the figure whose gradient is taken.
+        pick: Makes of the model's outputs the figure whose gradient is taken.
     """
     import torch
 
@@ -141,8 +141,8 @@ def _weigh(model: Any, ids: Sequence[int], pick: Callable[[Any], Any]) -> np.nda
     model.eval()
     with torch.enable_grad():
         inputs = model.get_input_embeddings()(row).detach().requires_grad_()
-        logits = model(inputs_embeds=inputs, attention_mask=torch.ones_like(row)).logits[0]
-        (gradient,) = torch.autograd.grad(pick(logits), inputs)
+        outputs = model(inputs_embeds=inputs, attention_mask=torch.ones_like(row))
+        (gradient,) = torch.autograd.grad(pick(outputs), inputs)
     model.train(was_training)
     weights: np.ndarray = (inputs.detach() * gradient).sum(-1)[0].float().cpu().numpy()
     return weights

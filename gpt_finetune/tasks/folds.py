@@ -1,7 +1,8 @@
 """Cross-validation in one command: a run for each fold in a folder of its own, and one page over all of them.
 
-Every text is held out once, so that the pooled confusion matrix counts all of them. The standard deviation is that
-between folds (n - 1); folds share training texts, so it is no standard error of the mean.
+Every text is held out once, so that the pooled confusion matrix counts all of them, and tests against baselines compare
+on all of them (`fold_tests`). The standard deviation is that between folds (n - 1); folds share training texts, so it
+is no standard error of the mean.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from gpt_finetune.checkpoints import find_whole
 from gpt_finetune.config import to_yaml
 from gpt_finetune.errors import InputError
 from gpt_finetune.tasks.config import FIGURES, SINGLE
+from gpt_finetune.tasks.fold_tests import compare_pooled
 from gpt_finetune.training.run import RECEIPT, Run
 
 log = logging.getLogger(__name__)
@@ -156,13 +158,14 @@ def pool(receipts: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[st
         for name in receipts[0].get("baselines") or {}
         if name in shared
     }
+    tests = compare_pooled(tasks, problem, FIGURES[problem][0])
     task: dict[str, Any] = {
         "name": f"{tasks[0]['name']}, cross-validated",
         "problem_type": problem,
         "labels": tasks[0].get("labels"),
         "leading": FIGURES[problem][0],
         "loss_unit": tasks[0].get("loss_unit"),
-        "baselines": baselines,
+        "baselines": {name: told | tests.get(name, {}) for name, told in baselines.items()},
         "folds": {"names": list(names), "figures": spread},
     }
     alike = all(each.get("labels") == tasks[0].get("labels") for each in tasks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -12,7 +12,8 @@ import numpy as np
 from gpt_finetune import metrics
 from gpt_finetune.metrics import labels as scores
 from gpt_finetune.tasks.baselines import Baseline
-from gpt_finetune.tasks.config import FIGURES, MULTI, REGRESSION, SINGLE, JudgeConfig
+from gpt_finetune.tasks.config import FIGURES, MULTI, REGRESSION, SINGLE, JudgeConfig, TaskDataConfig
+from gpt_finetune.tasks.fold_tests import OURS, write_by_text
 from gpt_finetune.tasks.labels import softmax
 
 if TYPE_CHECKING:
@@ -31,10 +32,17 @@ class Outcome:
     Args:
         baselines: Figures of others, by name.
         section: `task` of the run's receipt, from which the report draws.
+        by_text: What the leading figure of each system is made of, see `fold_tests`.
     """
 
     baselines: dict[str, dict[str, float]]
     section: dict[str, Any]
+    by_text: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def receipt(self, data: TaskDataConfig) -> dict[str, Any]:
+        """Return what the run's receipt says of it; that of a fold says what the test over all folds needs."""
+        kept = {"by_text": write_by_text(self.by_text)} if data.folds is not None and self.by_text else {}
+        return {"baselines": self.baselines, "task": {**self.section, **kept}}
 
 
 def decide(problem: str, logits: np.ndarray) -> np.ndarray:
@@ -94,7 +102,9 @@ def judge(
     }
     told: dict[str, dict[str, float]] = {}
     tests: dict[str, dict[str, Any]] = {}
+    by_text = {OURS: _by_text(problem, ours, right)}
     for name, baseline in baselines.items():
+        by_text[name] = _by_text(problem, baseline.predictions, right)
         compared = _compare(problem, baseline.predictions, right)
         shared = {key: compared[key] for key in draws}
         told[name] = {**shared, "seconds": round(baseline.seconds, 3)}
@@ -122,7 +132,19 @@ def judge(
         if (count := len(data.labels.names)) <= MOST_CLASSES:
             pairs = np.bincount(right * count + ours, minlength=count * count)
             section["confusion"] = pairs.reshape(count, count).tolist()
-    return Outcome(told, section)
+    return Outcome(told, section, by_text)
+
+
+def _by_text(problem: str, predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Return part and whole of each text (N, 2): of accuracy, micro F1 or squared error."""
+    if problem == SINGLE:
+        part, whole = predictions == references, np.ones(len(references))
+    elif problem == MULTI:
+        part, whole = 2 * (predictions * references).sum(-1), (predictions + references).sum(-1)
+    else:
+        errors = ((predictions - references) ** 2).reshape(len(references), -1)
+        part, whole = errors.sum(-1), np.full(len(references), errors.shape[-1])
+    return np.stack((part, whole), axis=-1).astype(np.float64)
 
 
 def _scorer(problem: str, name: str) -> Callable[[np.ndarray, np.ndarray], float]:

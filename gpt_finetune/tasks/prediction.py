@@ -37,7 +37,7 @@ def load_predictor(path: str, text_column: str) -> Predictor:
     ending = find_task(path)
     if ending not in PREDICTORS:
         problem = f"it is no model of a task, but {ending}"
-        remedy = "Train one with recipes/classify.py, tag.py, answer.py or choose.py; language models: generate.py"
+        remedy = "Train one with recipes/classify.py, tag.py, answer.py, choose.py or seq2seq.py; others: generate.py"
         raise InputError("model", path, problem, remedy)
     return PREDICTORS[ending](path, text_column)
 
@@ -145,10 +145,18 @@ def _load_chooser(path: str, text_column: str) -> Predictor:
     return load_chooser(path)
 
 
+def _load_writer(path: str, text_column: str) -> Predictor:
+    from gpt_finetune.tasks.seq2seq_prediction import load_writer
+
+    return load_writer(path, text_column)
+
+
 # end of the architecture -> what loads its predictor, given path and text column
 PREDICTORS: dict[str, Callable[[str, str], Predictor]] = {
     "ForSequenceClassification": load_classifier,
     "ForTokenClassification": _load_tagger,
     "ForQuestionAnswering": _load_answerer,
     "ForMultipleChoice": _load_chooser,
+    "EncoderDecoderModel": _load_writer,
+    "ForSeq2SeqLM": _load_writer,  # an adapter's
 }

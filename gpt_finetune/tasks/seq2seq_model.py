@@ -1,8 +1,9 @@
-"""An encoder-decoder of two GPTs, from scratch or both from a checkpoint; and what a finished one writes.
+"""An encoder-decoder of two GPTs: from scratch, both from a checkpoint, or a finished one to go on from.
 
 The encoder sees both ways (`is_causal=False`), the decoder attends to its states (Vaswani et al. 2017,
 arXiv:1706.03762). transformers' `EncoderDecoderModel` holds them. Each half has embeddings of its own, for that class
-cannot save shared ones; the decoder's input and output embeddings are shared as its configuration says.
+cannot save shared ones; the decoder's input and output embeddings are shared as its configuration says. And what a
+finished one writes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from gpt_finetune.adaptation.bases import is_encoder_decoder
+from gpt_finetune.adaptation.config import METHODS, AdaptConfig
 from gpt_finetune.build import ModelConfig, architecture, read_architecture, require_positions
+from gpt_finetune.data.tokenizer import require_tokens
 from gpt_finetune.errors import InputError
 from gpt_finetune.generation import Answer
 from gpt_finetune.packaged import locate
@@ -42,14 +46,68 @@ def check_model(
     Raises:
         InputError: An architecture contradicts itself, or a text may be longer than its positions.
     """
-    halves = []
-    for half, key, length in ((ENCODER, "source", lengths[0]), (DECODER, "target", lengths[1])):
-        if config.from_pretrained:
-            resolved = _half_of(config.from_pretrained, half)
-        else:
-            resolved = architecture(replace(config, overrides={**config.overrides, **half}), 1, vocab_size, **ids)
-        require_positions(resolved, f"data.max_{key}_length", length)
-        halves.append(resolved)
+    path = config.from_pretrained
+    if path and config.overrides:
+        remedy = "Leave them out, or train from a preset"
+        raise InputError("model.overrides", config.overrides, "a checkpoint's architecture is what it is", remedy)
+    if path and is_encoder_decoder(locate(path)):
+        halves = _halves_of(path)
+    elif path:
+        halves = [_half_of(path, half) for half in (ENCODER, DECODER)]
+    else:
+        made = [replace(config, overrides={**config.overrides, **half}) for half in (ENCODER, DECODER)]
+        halves = [architecture(half, 1, vocab_size, **ids) for half in made]
+    for half, key, length in zip(halves, ("source", "target"), lengths, strict=True):
+        require_positions(half, f"data.max_{key}_length", length)
+    return halves
+
+
+def check_adapt(adapt: AdaptConfig, config: ModelConfig) -> None:
+    """Refuse to train less than all of what has not learned all yet, before any compute.
+
+    Args:
+        adapt: The section.
+        config: The model section.
+
+    Raises:
+        InputError: The method does not work on an encoder-decoder, or the base is none that is finished.
+    """
+    adapt.validate()
+    if adapt.quantization != "none":
+        remedy = "Leave it out"
+        raise InputError("adapt.quantization", adapt.quantization, "an encoder-decoder is not quantised here", remedy)
+    if adapt.method == "full":
+        return
+    if not METHODS[adapt.method].pairs:
+        able = ", ".join(name for name, method in METHODS.items() if method.pairs)
+        problem = "it does not work on an encoder-decoder, whose halves read different texts"
+        raise InputError("adapt.method", adapt.method, problem, f"Use one of {able}")
+    path = config.from_pretrained
+    if not path or not is_encoder_decoder(locate(path)):
+        problem = "the cross-attention is new and would not be trained" if path else "a new model has learned nothing"
+        remedy = "Set adapt.method=full, or give model.from_pretrained a finished encoder-decoder"
+        raise InputError("adapt.method", adapt.method, problem, remedy)
+
+
+def _halves_of(path: str) -> list[GPTConfig]:
+    """Return the configurations of a finished encoder-decoder's halves.
+
+    Raises:
+        InputError: It cannot be read, or its halves are no models of ours.
+    """
+    from transformers import EncoderDecoderConfig
+
+    from gpt_finetune import GPTConfig
+
+    try:
+        found = EncoderDecoderConfig.from_pretrained(locate(path))
+        halves = [found.encoder, found.decoder]
+    except Exception as error:  # transformers raises many unrelated classes for a config.json that is none
+        problem = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
+        raise InputError("model.from_pretrained", path, problem, "Give the folder as a run left it") from None
+    if other := next((half.model_type for half in halves if not isinstance(half, GPTConfig)), None):
+        problem = f"a half of it is of type {other}"
+        raise InputError("model.from_pretrained", path, problem, "Give one that recipes/seq2seq.py has trained")
     return halves
 
 
@@ -73,7 +131,7 @@ def _half_of(path: str, half: dict[str, bool]) -> GPTConfig:
 def build_pair(
     config: ModelConfig, lengths: tuple[int, int], tokenizer: PreTrainedTokenizerBase, start_id: int
 ) -> EncoderDecoderModel:
-    """Build the pair with new weights, or of a checkpoint's, whose cross-attention is then new.
+    """Build the pair with new weights, or of a checkpoint's, whose cross-attention is then new; or load a finished one.
 
     Args:
         config: The model section.
@@ -90,6 +148,8 @@ def build_pair(
 
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     halves = check_model(config, lengths, len(tokenizer), **ids)
+    if config.from_pretrained and is_encoder_decoder(locate(config.from_pretrained)):
+        return _finished(config, halves, lengths, tokenizer, start_id)
     made: list[Any] = []
     for kind, half in zip((GPTModel, GPTForCausalLM), halves, strict=True):
         if config.from_pretrained:
@@ -112,6 +172,31 @@ def build_pair(
     pair.generation_config = transformers.GenerationConfig(
         decoder_start_token_id=start_id, max_new_tokens=lengths[1], do_sample=False, **ids
     )
+    tokenizer.model_max_length = lengths[0]
+    return pair
+
+
+def _finished(
+    config: ModelConfig,
+    halves: Sequence[GPTConfig],
+    lengths: tuple[int, int],
+    tokenizer: PreTrainedTokenizerBase,
+    start_id: int,
+) -> EncoderDecoderModel:
+    """Load a finished pair to go on from.
+
+    Raises:
+        InputError: The tokenizer is not the one that it was trained with.
+    """
+    from gpt_finetune.adaptation.methods import load_base
+
+    require_tokens(tokenizer, min(half.vocab_size for half in halves))
+    pair: Any = load_base(str(config.from_pretrained), AdaptConfig(method="full"), config.attn_implementation)
+    if pair.config.decoder_start_token_id != start_id:
+        problem = f"its targets begin with token {start_id}, the model's with {pair.config.decoder_start_token_id}"
+        remedy = "Use the tokenizer that was saved with the checkpoint"
+        raise InputError("tokenizer.path", tokenizer.name_or_path, problem, remedy)
+    pair.generation_config.max_new_tokens = lengths[1]
     tokenizer.model_max_length = lengths[0]
     return pair
 

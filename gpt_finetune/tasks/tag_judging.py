@@ -15,6 +15,7 @@ from gpt_finetune.metrics import labels as scores
 from gpt_finetune.metrics import sequences
 from gpt_finetune.tasks.baselines import Baseline
 from gpt_finetune.tasks.config import ENTITIES, FIGURES, JudgeConfig
+from gpt_finetune.tasks.fold_tests import OURS
 from gpt_finetune.tasks.judging import MOST_CLASSES, Outcome, lengths
 from gpt_finetune.tasks.tag_patterns import PATTERN, find_by_pattern, fits
 from gpt_finetune.tasks.tag_reading import Tagged
@@ -99,10 +100,12 @@ def judge(
     ours, losses = data.assemble(said)
     leading, names = FIGURES[data.problem]
     table = _table(data)
-    draws = sequences.resample(_count(data, ours), config.resamples, seed=0)
-    told, tests = {}, {}
+    our_counts = _count(data, ours)
+    draws = sequences.resample(our_counts, config.resamples, seed=0)
+    told, tests, by_text = {}, {}, {OURS: _by_text(data.problem, our_counts)}
     for name, baseline in baselines.items():
         counts = _count(data, baseline.predictions)
+        by_text[name] = _by_text(data.problem, counts)
         told[name] = _figures(data, counts.sum(0)) | {"seconds": round(baseline.seconds, 3)}
         theirs = table[leading](sequences.resample(counts, config.resamples, seed=0))
         p = scores.paired_p(table[leading](draws), theirs)
@@ -124,7 +127,15 @@ def judge(
     if (count := len(data.labels.names)) <= MOST_CLASSES:
         pairs = np.bincount(data.right * count + ours, minlength=count * count)
         section["confusion"] = pairs.reshape(count, count).tolist()
-    return Outcome(told, section)
+    return Outcome(told, section, by_text)
+
+
+def _by_text(problem: str, counts: sequences.Sums) -> np.ndarray:
+    """Return part and whole of each text (N, 2): of F1 of names, or of accuracy."""
+    if problem == ENTITIES:
+        return np.stack((2 * counts[:, 0], counts[:, 1] + counts[:, 2]), axis=-1)
+    right, _, true = np.split(counts, 3, axis=-1)
+    return np.stack((right.sum(-1), true.sum(-1)), axis=-1)
 
 
 def _table(data: PreparedTagging) -> sequences.Figures:

@@ -20,6 +20,8 @@ def ask(task, folder, **options):
     answer = pipeline(task, model=folder, **options)
     settings = {"max_new_tokens": 4, "do_sample": False} if task == "text-generation" else {}
     said = [answer(text, **settings) for text in ("the quick brown fox", "def add")]
+    if task == "text-classification":
+        said.append(answer({"text": "the quick brown fox", "text_pair": "def add"}, top_k=None))
     return type(answer.model).__module__, json.loads(json.dumps(said, default=float))
 """
 ASK_ALL = """
@@ -29,7 +31,7 @@ print("\\n" + json.dumps({task: ask(task, folder, trust_remote_code=True) for ta
 
 
 def test_pipelines(save, without_us):
-    """Pipelines for text generation, text and token classification and feature extraction, from a folder
+    """Pipelines for text generation, text, text pair and token classification, feature extraction, from a folder
 
     `trust_remote_code=True` where gpt_finetune is not imported.
     """
@@ -42,6 +44,8 @@ def test_pipelines(save, without_us):
         assert module.startswith("transformers_modules")
         assert said == here["ask"](task, folder)[1]
         assert all(said)
+    pair, alone = there["text-classification"][1][2], there["text-classification"][1][0][0]
+    assert alone not in pair  # the second text counts
 
 
 TEXTS = ["the quick brown fox jumps over", "def add"]  # of unequal length: batches are padded

@@ -127,12 +127,54 @@ def test_what_a_run_leaves(answered):
         sum(side["questions"] for side in task["sides"].values())
         == found["data"]["ledger"]["total"]["examples"]["validation"]
     )
-    assert all(set(error) == {"text", "label", "predicted", "loss"} for error in task["errors"])
+    shown = [*task["errors"], *task["examples"]]
+    assert shown
+    assert all(set(each) == {"text", "label", "predicted", "loss", "parts"} for each in shown)
+    for each in shown:
+        assert "".join(text for text, _ in each["parts"]) == each["text"]
+        assert max(abs(weight) for _, weight in each["parts"]) == 1
+
+
+def test_right_answers_are_shown_with_what_spoke_for_them(answered, tmp_path):
+    import shutil
+
+    import numpy as np
+
+    from gpt_finetune.report import write_report
+    from gpt_finetune.tasks.answer_attribution import explain_answers
+    from gpt_finetune.tasks.answer_judging import judge
+    from gpt_finetune.tasks.answering import load_answerer
+    from gpt_finetune.tasks.config import JudgeConfig
+    from gpt_finetune.tasks.spans import read_row
+
+    data, said = prepared(answered), []
+    for window in data.validation.windows:
+        sure = np.full((2, len(window.ids)), -9.0)
+        sure[0, window.start] = sure[1, window.end] = 0
+        said.append(read_row(*sure, window.bounds, (window.start, window.end), data.spans))
+    section = judge(data, said, {}, JudgeConfig(resamples=100)).section
+    assert section["errors"] == []
+    assert len(section["examples"]) == sum(bool(asked.answers) for asked in data.asked) > 0
+    explain_answers(load_answerer(str(answered)).model, data, said, section["examples"])
+    for each in section["examples"]:
+        assert each["label"] == each["predicted"] != "no answer"
+        assert "".join(text for text, _ in each["parts"]) == each["text"]
+        assert max(abs(weight) for _, weight in each["parts"]) == 1
+    folder = tmp_path / "run"
+    shutil.copytree(answered, folder)
+    told = receipt(folder)
+    told["task"] |= {"errors": [], "examples": section["examples"]}
+    (folder / "run.json").write_text(json.dumps(told), encoding="utf-8")
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "Right answers" in page
+    assert "Worst errors" not in page
+    assert 'class="for"' in page.split("Right answers")[1].split("<figure")[1]
 
 
 def test_the_report_shows_it(answered):
     page = (answered / "report.html").read_text(encoding="utf-8")
-    for said in ("longest noun phrase", "Lengths", "Answer or none", "nats per position", "with 95% confidence"):
+    told = ("longest noun phrase", "Lengths", "Answer or none", "nats per position", "with 95% confidence")
+    for said in (*told, "Worst errors"):
         assert said in page
     card = (answered / "README.md").read_text(encoding="utf-8")
     assert "pipeline_tag: question-answering" in card

@@ -143,6 +143,30 @@ def test_wrong_choices_are_right_ones_of_other_rows_of_the_same_side(write, toke
         prepare(write(some), tokenizer, distractors=30, **columns)
 
 
+@pytest.mark.parametrize("form", ["jsonl", "json", "parquet"])
+def test_a_file_of_ones_own_with_other_columns(form, tmp_path, tokenizer):
+    """The choices as a list, the right one by its place or by its text."""
+    some = [{"stem": each["question"], "options": each["choices"], "key": each["answer"]} for each in rows()]
+    if form == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(some), tmp_path / "own.parquet")
+    else:
+        lines = [json.dumps(row, ensure_ascii=False) for row in some]
+        text = "\n".join(lines) if form == "jsonl" else f"[{', '.join(lines)}]"
+        (tmp_path / f"own.{form}").write_text(text, encoding="utf-8")
+    columns = {"question_column": "stem", "choices_column": "options", "answer_column": "key"}
+    data = prepare(tmp_path / f"own.{form}", tokenizer, validation_fraction=0.2, **columns)
+    for side in data.asked.values():
+        for each in side:
+            assert sorted(each.choices) == sorted(CHOICES)
+            assert PAIRS[each.question.split()[1]] == each.right == each.choices[each.answer]
+    by_text = [{**row, "key": row["options"][row["key"]]} for row in some]
+    (tmp_path / "text.json").write_text(json.dumps(by_text), encoding="utf-8")
+    assert prepare(tmp_path / "text.json", tokenizer, validation_fraction=0.2, **columns).asked == data.asked
+
+
 def test_long_questions_give_way_and_rows_of_fewer_choices_are_filled_up(write, tokenizer):
     some = [{"question": f"{'long ' * 40}{i}", "choices": ["good", "bad"][:2], "answer": "bad"} for i in range(4)]
     data = prepare(write(some), tokenizer, max_length=16, validation_fraction=0.5)
@@ -161,6 +185,7 @@ def test_long_questions_give_way_and_rows_of_fewer_choices_are_filled_up(write, 
     [
         ({"choices": ["a"], "answer": 0}, "no list of two different texts"),
         ({"choices": ["a", "a"], "answer": 0}, "no list of two different texts"),
+        ({"choices": "a|b", "answer": 0}, r"rows\.jsonl:1 = 'a\|b': the choices are no list"),  # as csv has it
         ({"choices": ["a", "b"], "answer": 2}, r"it names none of 2 choices\. Give 0 to 1"),
         ({"choices": ["a", "b"], "answer": True}, "it names none"),
         ({"choices": ["a", " "], "answer": 0}, r"rows\.jsonl:1, choices = ' ': the text is empty"),

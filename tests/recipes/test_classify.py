@@ -131,6 +131,7 @@ def test_it_learns_and_stands_beside_its_baselines(told_apart):
     assert task["baselines"]["majority"]["p"] < 0.05
     low, high = task["intervals"]["accuracy"]
     assert low <= figures["accuracy"] <= high
+    assert "by_text" not in task  # which only a test over folds asks for
     counts = found["data"]["ledger"]["total"]["examples"]
     assert counts["total"] == 160 == counts["train"] + counts["validation"] + counts.get("dropped", 0)
     assert np.array(task["confusion"]).sum() == counts["validation"]
@@ -276,8 +277,12 @@ def test_folds_are_one_command_that_goes_on_where_it_was_killed(begin, tmp_path)
     assert confusion.trace() == pytest.approx(np.dot(accuracies, counts))
     assert (confusion == np.sum([each["task"]["confusion"] for each in folds], axis=0)).all()
     assert set(found["baselines"]) == {"majority", "TF-IDF + logistic regression"}
+    assert {told["pooled_n"] for told in found["task"]["baselines"].values()} == {sum(counts)}
+    assert [sum(pair[0] == "1" for pair in each["task"]["by_text"]["ours"].split()) for each in folds] == [
+        round(accuracy * count) for accuracy, count in zip(accuracies, counts, strict=True)
+    ]
     page = (output / "report.html").read_text(encoding="utf-8")
-    assert all(text in page for text in ("Folds", "fold-1", "standard deviation", "Confusion"))
+    assert all(text in page for text in ("Folds", "fold-1", "standard deviation", "Confusion", "texts of all folds"))
     assert not (output / "model.safetensors").exists()
     # killed in the second fold, after a checkpoint: the first stays, the second goes on
     killed = receipt(output / "fold-1") | {"status": "running"}

@@ -134,6 +134,20 @@ def test_a_stream_is_watched_too(start, base, domains, watch):
     assert told["forgetting"]["old"]["before"]["bits_per_byte"] > 0
 
 
+@pytest.mark.long
+def test_on_the_text_of_a_package(start, base, tmp_path, monkeypatch):
+    from gpt_finetune.supervised import sources
+
+    rows = "".join(json.dumps({"label": "poem", "poem": poem(i)}, ensure_ascii=False) + "\n" for i in range(20))
+    (tmp_path / "poems.jsonl").write_text(rows, encoding="utf-8")
+    monkeypatch.setattr(sources.packaged, "fetch", {"tang": tmp_path}.__getitem__)
+    source = "data.sources=[{path: package:tang/poems.jsonl, text_column: poem}]"
+    folder = start("packaged", f"model.from_pretrained={base}", source, "train.max_steps=4")
+    told = receipt(folder)
+    assert told["data"]["ledger"]["sources"][0]["source"] == "package:tang/poems.jsonl"
+    assert told["figures"]["eval_loss"] < read_json_lines(folder / "metrics.jsonl")[0]["loss"] - 1
+
+
 def test_a_watched_configuration_is_read_back(watch, tmp_path):
     recipe, path = load_recipe("pretrain"), tmp_path / "config.yaml"
     config = parse(recipe.PretrainConfig, [watch, "data.watch_fraction=0.5"])

@@ -139,9 +139,80 @@ def test_both_halves_from_a_checkpoint(begin, finished, tmp_path):
     assert figures["eval_loss"] < receipt(tmp_path / "run")["baselines"]["before training"]["eval_loss"]
 
 
+FINISHED = ["model.overrides={}", "train.optimizer=adamw", "train.learning_rate=2e-2", "compare.baselines=[copy]"]
+
+
+def test_an_adapter_on_a_finished_one_goes_on_is_asked_and_merged(begin, translator, tmp_path):
+    from gpt_finetune.adaptation.bases import fingerprint_of
+
+    # the other way round, which the base has not learned
+    more = [f"model.from_pretrained={translator}", *FINISHED, "adapt.method=lora", "train.max_steps=8"]
+    more += ["write.max_prompts=8", "data.source_column=fr", "data.target_column=en"]
+    run = tmp_path / "run"
+    begin(run, *more)
+    found = receipt(run)
+    assert found["model"]["method"] == "lora"
+    assert found["model"]["base_fingerprint"] == fingerprint_of(translator)
+    assert found["figures"]["eval_loss"] < found["baselines"]["before training"]["eval_loss"] - 0.3
+    assert {path.name for path in run.iterdir()} >= {"adapter_model.safetensors", "tokenizer.json", "report.html"}
+    assert not (run / "model.safetensors").exists()
+    card = (run / "README.md").read_text(encoding="utf-8")
+    assert "import gpt_finetune" in card
+    assert "PeftModel.from_pretrained" in card
+    # a file of texts, by the adapter and by what it is merged into
+    asked = tmp_path / "texts.txt"
+    asked.write_text("rouge maison\nmer\nvieux arbre\n", encoding="utf-8")
+
+    def ask(folder):
+        predict = load_recipe("predict")
+        words = [f"model={folder}", f"input.path={asked}", f"output={tmp_path / 'out.jsonl'}", "batch_size=2"]
+        return predict.main(parse(predict.PredictConfig, words))
+
+    written = ask(run)
+    assert [row["text"] for row in written] == ["rouge maison", "mer", "vieux arbre"]
+    assert written != ask(translator)
+    merge = load_recipe("merge")
+    merge.main(parse(merge.MergeConfig, [f"adapter={run}", f"output_dir={tmp_path / 'merged'}"]))
+    assert ask(tmp_path / "merged") == written
+
+
+@pytest.mark.long
+def test_an_adapter_that_was_stopped_ends_where_the_straight_run_does(begin, translator, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file
+
+    more = [f"model.from_pretrained={translator}", *FINISHED, "adapt.method=dora", "train.max_steps=8"]
+    more += ["train.save_steps=4", "write.max_prompts=8", "data.source_column=fr", "data.target_column=en"]
+    straight = begin(tmp_path / "run", *more)
+    weights = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-8")
+    resumed = begin(tmp_path / "run", *more, "--resume")
+    assert resumed["eval_loss"] == pytest.approx(straight["eval_loss"], rel=1e-5)
+    again = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert all((again[name] - weights[name]).abs().max() < 1e-5 for name in weights)
+
+
+@pytest.mark.long
+def test_a_finished_one_is_trained_on_as_a_whole(begin, translator, tmp_path):
+    more = [f"model.from_pretrained={translator}", *FINISHED, "train.max_steps=2", "write.max_prompts=4"]
+    begin(tmp_path / "run", *more, "train.learning_rate=1e-5")
+    before = receipt(tmp_path / "run")["baselines"]["before training"]
+    assert before["eval_loss"] == pytest.approx(receipt(translator)["figures"]["eval_loss"], rel=1e-4)
+    assert receipt(tmp_path / "run")["model"]["method"] == "full"
+
+
+def test_it_does_not_go_on_with_a_text(translator):
+    generate = load_recipe("generate")
+    with pytest.raises(InputError, match=r"model = .*it is an encoder-decoder.*recipes/predict\.py"):
+        generate.main(parse(generate.GenerateConfig, [f"model={translator}", "prompt=red"]))
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["adapt.method=lora"], r"adapt\.method = 'lora': a new model has learned nothing"),
+        (["adapt.method=eva"], r"adapt\.method = 'eva': it does not work on an encoder-decoder"),
         (["data.max_length=300"], r"data\.max_source_length = 300: the model has only 256 positions"),
         (["data.target_column=en"], r"data\.target_column = 'en': source and target cannot be one column"),
         (["data.source_column=eng"], r"phrases\.jsonl:1.*no column 'eng'.*Did you mean 'en'"),

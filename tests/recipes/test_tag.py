@@ -198,6 +198,9 @@ def test_a_tagger_is_cross_validated_and_its_errors_are_coloured(begin, tmp_path
     found = receipt(tmp_path / "run")
     assert figures == found["figures"]
     assert len(found["task"]["folds"]["figures"]["entity_f1"]["values"]) == 2
+    for told in found["task"]["baselines"].values():
+        assert told["test"] == "paired bootstrap of entity_f1 over the texts of all folds"
+        assert 0 < told["p"] <= 1
     error = receipt(tmp_path / "run" / "fold-0")["task"]["errors"][0]
     assert "".join(part for part, _ in error["parts"]) == error["text"]
     assert max(abs(weight) for _, weight in error["parts"]) == 1

@@ -11,8 +11,10 @@ import pytest
 
 from gpt_finetune.checkpoints import sign
 from gpt_finetune.errors import InputError
-from gpt_finetune.tasks import folds
+from gpt_finetune.metrics.labels import mcnemar_p
+from gpt_finetune.tasks import folds, judging
 from gpt_finetune.tasks.config import ClassifyDataConfig, RowSourceConfig
+from gpt_finetune.tasks.fold_tests import compare_pooled, read_by_text, write_by_text
 
 
 @dataclass
@@ -70,6 +72,59 @@ def test_what_folds_do_not_share_is_not_pooled():
     found = folds.pool([told([[3, 1], [0, 4]]), other], ["fold-0", "fold-1"])
     assert "confusion" not in found["task"]
     assert found["baselines"] == {}
+
+
+def kept(ours, theirs, **more):
+    """Return a fold's section of the task, as a run keeps it; each text's part and whole."""
+    return {"by_text": write_by_text({"ours": np.array(ours), "majority": np.array(theirs)}), "resamples": 200, **more}
+
+
+def test_a_test_counts_the_texts_of_all_folds():
+    right = [[1, 1]] * 4
+    folds_ = [kept([*right, [0, 1]], [[0, 1]] * 4 + [[1, 1]]) for _ in range(3)]
+    found = compare_pooled(folds_, "single_label_classification", "macro_f1")["majority"]
+    one = np.array([True] * 4 + [False])
+    assert found["p"] == mcnemar_p(np.tile(one, 3), ~np.tile(one, 3)) < 0.05 < mcnemar_p(one, ~one)
+    assert found["pooled_n"] == 15
+    assert found["test"] == "McNemar's exact test over the texts of all folds"
+
+
+def test_other_figures_are_bootstrapped_pair_by_pair():
+    generator = np.random.default_rng(0)
+    whole = generator.integers(2, 9, size=(3, 40))
+    sides = [[np.stack((generator.binomial(size, share), size), -1) for size in whole] for share in (0.7, 0.5)]
+    found = compare_pooled([kept(*pair) for pair in zip(*sides, strict=True)], "entity_tagging", "entity_f1")
+    assert found["majority"]["p"] < 0.02
+    assert found["majority"]["test"] == "paired bootstrap of entity_f1 over the texts of all folds"
+    same = compare_pooled([kept(pair, pair) for pair in sides[0]], "entity_tagging", "entity_f1")
+    assert same["majority"]["p"] == 1.0
+
+
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", "regression"])
+def test_parts_and_wholes_make_up_the_figure(problem):
+    generator = np.random.default_rng(0)
+    logits, shape = generator.normal(size=(30, 3)), (30, 3)
+    right = generator.integers(2, size=shape).astype(np.float32)
+    if problem.startswith("single"):
+        right = generator.integers(3, size=30)
+    name = {"single_label_classification": "accuracy", "multi_label_classification": "micro_f1"}.get(problem, "mse")
+    part, whole = judging._by_text(problem, judging.decide(problem, logits), right).sum(0)
+    assert part / whole == pytest.approx(judging.measure(problem, logits, right)[name])
+
+
+def test_what_was_kept_comes_back_and_old_folds_have_none():
+    counts = np.array([[2, 3], [0, 0], [0.123456789, 1], [1e-9, 2]])
+    assert read_by_text(write_by_text({"x": counts})["x"]) == pytest.approx(counts, rel=1e-8)
+    assert compare_pooled([kept([[1, 1]], [[1, 1]]), {}], "single_label_classification", "macro_f1") == {}
+
+
+def test_the_receipt_over_the_folds_bears_the_tests():
+    receipts = [told([[4, 0], [1, 0]]), told([[3, 1], [1, 0]])]
+    for each in receipts:
+        each["task"] |= kept([[1, 1]] * 5, [[0, 1]] * 5)
+    found = folds.pool(receipts, ["fold-0", "fold-1"])
+    assert found["task"]["baselines"]["majority"]["p"] == pytest.approx(2 / 2**10)
+    assert found["baselines"]["majority"].keys() == {"accuracy"}
 
 
 @pytest.mark.parametrize(

@@ -318,6 +318,29 @@ def test_the_worst_errors_name_what_is_missed_and_added(prepare_tags, save_rows)
     assert outcome.baselines["most frequent tag per word"]["entity_f1"] == 1
 
 
+@pytest.mark.parametrize("problem", ["entity_tagging", "word_tagging"])
+def test_a_fold_keeps_what_the_leading_figure_is_made_of(prepare_tags, save_rows, problem):
+    from gpt_finetune.tasks.config import FIGURES, JudgeConfig
+    from gpt_finetune.tasks.fold_tests import OURS, read_by_text
+
+    rows = FEW if problem == "entity_tagging" else [{**row, "tags": list("abcb")} for row in FEW]
+    found = prepare_tags(save_rows("a.jsonl", *rows), folds=3)
+    assert found.problem == problem
+    chance = np.random.default_rng(0)
+    tags = len(found.labels.names)
+    said = [np.stack((chance.integers(tags, size=4), np.ones(4)), 1) for _ in range(len(found.validation))]
+    outcome = judge(found, said, run_baselines(found), JudgeConfig(resamples=100))
+    figures = {OURS: found.measure(said), **outcome.baselines}
+    config = TagDataConfig([RowSourceConfig("a.jsonl")], folds=3)
+    kept = outcome.receipt(config)["task"]["by_text"]
+    assert kept.keys() == figures.keys()
+    for name, written in kept.items():
+        counts = read_by_text(written)
+        assert len(counts) == len(found.texts["validation"])
+        assert counts[:, 0].sum() / counts[:, 1].sum() == pytest.approx(figures[name][FIGURES[problem][0]])
+    assert "by_text" not in outcome.receipt(TagDataConfig([RowSourceConfig("a.jsonl")]))["task"]
+
+
 def test_a_trainer_keeps_tags_and_losses():
     logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0], [5.0, 0.0]], [[0.0, 3.0], [0.0, 0.0], [0.0, 0.0]]])
     labels = torch.tensor([[0, IGNORED, 1], [1, IGNORED, IGNORED]])
