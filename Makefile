@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train models data results test test-long test-fast test-clients check format lock clean
+.PHONY: train models data results bench test test-long test-fast test-clients test-deepspeed soak check format lock clean
 
 train: .venv/ready  ## Train the quickstart model from scratch (under 10 minutes on 2 CPU cores)
 	$(BIN)/accelerate launch --quiet --config_file configs/accelerate/single.yaml \
@@ -17,11 +17,23 @@ data: .venv/ready  ## Fetch the data of downstream tasks, too, once
 results: data  ## Run every downstream task (hours) into benchmarks/results/tasks.json and the README's table
 	PYTHONPATH=. $(BIN)/python benchmarks/tasks.py
 
+bench: data .venv-litgpt/ready  ## Short forms of all benchmarks, turn by turn with peers, into runs/bench (under 15 minutes)
+	PYTHONPATH=. $(BIN)/python benchmarks/training.py --ways environment litgpt --rounds 1 --steps 3 --results runs/bench
+	PYTHONPATH=. $(BIN)/python benchmarks/loss_per_minute.py --minutes 4 --seeds 1 --results runs/bench
+	PYTHONPATH=. $(BIN)/python benchmarks/scaling.py --most 2048 --results runs/bench
+	PYTHONPATH=. $(BIN)/python benchmarks/data.py --rounds 1 --results runs/bench
+	PYTHONPATH=. $(BIN)/python benchmarks/startup.py --rounds 1 --results runs/bench
+	PYTHONPATH=. $(BIN)/python benchmarks/table.py --results runs/bench --page runs/bench/benchmarks.md
+
 test: models  ## All tests that fit the gate
 	$(BIN)/python -m pytest -m "not long" --numprocesses auto --maxprocesses 8
 
 test-long: models  ## The long proofs that the gate leaves out: many kills, whole matrices
 	$(BIN)/python -m pytest -m long
+
+soak: .venv/ready  ## Kill and resume runs at random for 20 minutes, and compare their ends with straight ones
+	RELIABILITY_PAGE=docs/reliability.md PYTHONPATH=.:tests:tests/checkpoints OMP_NUM_THREADS=1 \
+		$(BIN)/python tests/checkpoints/soak.py --minutes 20 --output runs/soak.json
 
 test-fast: .venv/ready  ## Tests without those marked slow
 	$(BIN)/python -m pytest -m "not slow and not long"
@@ -30,6 +42,9 @@ test-fast: .venv/ready  ## Tests without those marked slow
 test-clients: .venv-clients/ready .venv-vllm/ready  ## Tests with other people's software; writes docs/compatibility.md
 	CLIENTS_TABLE=docs/compatibility.md .venv-clients/bin/python -m pytest tests/clients
 	.venv-clients/bin/python -m pytest -m quantized tests/adaptation
+
+test-deepspeed: .venv-deepspeed/ready  ## Kill and resume DeepSpeed ZeRO-2 and -3 on the CPU (needs a C++ compiler)
+	.venv-deepspeed/bin/python -m pytest -m long -k deepspeed tests/distributed/test_sharded_kills.py
 
 check: .venv/ready  ## Lint, format, types, import directions
 	$(BIN)/ruff check .
@@ -63,6 +78,19 @@ format: .venv/ready
 	.venv-vllm/bin/python -m pip install --disable-pip-version-check --no-deps -r tests/clients/requirements-vllm.txt
 	touch $@
 
+.venv-deepspeed/ready: requirements.lock
+	test -x .venv-deepspeed/bin/python || $(PYTHON) -m venv .venv-deepspeed
+	.venv-deepspeed/bin/python -m pip install --disable-pip-version-check torch==2.13.0
+	.venv-deepspeed/bin/python -m pip install --disable-pip-version-check -r requirements.lock
+	DS_BUILD_OPS=0 .venv-deepspeed/bin/python -m pip install --disable-pip-version-check --no-build-isolation deepspeed==0.19.8
+	touch $@
+
+.venv-litgpt/ready: benchmarks/peers/requirements-litgpt.txt
+	test -x .venv-litgpt/bin/python || $(PYTHON) -m venv .venv-litgpt
+	.venv-litgpt/bin/python -m pip install --disable-pip-version-check torch==2.13.0
+	.venv-litgpt/bin/python -m pip install --disable-pip-version-check -r benchmarks/peers/requirements-litgpt.txt
+	touch $@
+
 lock:  ## Resolve the newest versions that pyproject.toml allows into requirements.lock
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install torch==2.13.0
@@ -72,4 +100,4 @@ lock:  ## Resolve the newest versions that pyproject.toml allows into requiremen
 	rm -rf .venv-lock build *.egg-info
 
 clean:
-	rm -rf .venv .venv-clients .venv-vllm .venv-lock build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-clients .venv-vllm .venv-litgpt .venv-deepspeed .venv-lock build *.egg-info .pytest_cache .mypy_cache .ruff_cache
