@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, has_length
@@ -22,12 +21,13 @@ from gpt_finetune.checkpoints.space import check_space, checkpoint_bytes, full, 
 from gpt_finetune.checkpoints.staging import STAGING, clear, commit, rotate
 from gpt_finetune.errors import InputError
 from gpt_finetune.training.finite import StepFigures, StepWatch, first_bad, rows_of_step
+from gpt_finetune.training.position import ElasticTrainer
 from gpt_finetune.training.stopping import Agreement, Interrupted, Signals
 
 log = logging.getLogger(__name__)
 
 
-class ReliableTrainer(Trainer):
+class ReliableTrainer(ElasticTrainer):
     """A `transformers.Trainer` that loses nothing and keeps nothing quiet.
 
     A checkpoint is written into a hidden folder, signed and then renamed; older ones go after that. SIGTERM and Ctrl-C
@@ -264,7 +264,8 @@ class ReliableTrainer(Trainer):
         rows = None
         with contextlib.suppress(Exception):  # a report must not fail for want of the rows' numbers
             loader = self.callback_handler.train_dataloader
-            rows = rows_of_step(loader, found.step, self.args.gradient_accumulation_steps)
+            if self._past is None:  # else steps had other batches once, and their numbers do not tell
+                rows = rows_of_step(loader, found.step, self.args.gradient_accumulation_steps)
         text = f"loss is {found.loss} at step {found.step} (gradient norm {found.norm:.3g})"
         text += f"; first bad tensor: {first_bad(self.model)}"
         if rows is None:
