@@ -203,7 +203,7 @@ def test_smollm2_has_the_logits_of_its_own_class(smollm2, tokenizer, attention):
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_smollm2_opens_from_its_gguf_and_goes_back_bit_for_bit(smollm2, tokenizer, tmp_path):
     file = Path(PACKAGES[SMOLLM2].file).name
     model = GPTForCausalLM.from_pretrained(smollm2, gguf_file=file)

@@ -79,6 +79,7 @@ def test_native(trained, tmp_path):
     assert "<|turn|>" in AutoTokenizer.from_pretrained(folder).get_vocab()
 
 
+@pytest.mark.long
 def test_as_a_command(trained, tmp_path):
     adapter, _, _ = trained()
     words = [f"adapter={adapter}", f"output_dir={tmp_path / 'out'}"]

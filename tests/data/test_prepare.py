@@ -222,7 +222,7 @@ def test_xz_baseline_has_a_limit(monkeypatch):
     assert xz_bits_per_byte(["x" * 100]) is not None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_line_of_30_megabytes(tmp_path, tokenizer_folder):
     """Memory stays bounded without a single space to cut at: under half a gigabyte above the imports."""
     text = "天气很好我们去公园" * 1_100_000

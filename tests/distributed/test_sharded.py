@@ -53,7 +53,7 @@ def runs(words: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_shards_train_as_the_whole_does(runs):
     one, two = losses(runs / "one"), losses(runs / "two")
     assert (runs / "two" / "checkpoint-6" / "pytorch_model_fsdp.bin").exists()  # else it was not FSDP at all
@@ -61,7 +61,7 @@ def test_shards_train_as_the_whole_does(runs):
     assert [row[2] for row in two] == pytest.approx([row[2] for row in one], rel=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_shards_are_saved_as_one_folder(runs):
     files = {path.name for path in (runs / "one").iterdir()}
     assert {path.name for path in (runs / "two").iterdir()} == files
@@ -73,7 +73,7 @@ def test_shards_are_saved_as_one_folder(runs):
         torch.testing.assert_close(two[name], expected, atol=2e-3, rtol=0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sharded_run_resumes_bit_for_bit(runs):
     assert losses(runs / "resumed") == losses(runs / "two")
     for name, expected in weights(runs / "two").items():

@@ -44,7 +44,7 @@ def run(script, folder, *paths, cwd):
     return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_class_that_would_not_load_elsewhere_is_not_saved(tmp_path):
     (tmp_path / "mine.py").write_text(PLAIN)
     ended = run(SAVE, tmp_path / "saved", ROOT, tmp_path, cwd=tmp_path)

@@ -116,7 +116,7 @@ def compare_gradients(whole: GPTForCausalLM, cut: GPTForCausalLM, case: str) -> 
             torch.testing.assert_close(gradient, full, **close, msg=lambda m, n=name: case + n + m)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_compute_what_one_does(make_model, tmp_path):
     """Heads, attention sinks, MLPs, experts and the vocabulary are cut in two; then layers are gathered as needed."""
     for name in CUT:

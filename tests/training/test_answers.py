@@ -209,7 +209,7 @@ def test_a_model_of_peft_answers(train, tokenizer, rows, make_config, tmp_path):
     assert trainer.final_figures()["answer_tokens"] == 5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_answer_as_one(tmp_path):
     script = tmp_path / "answers.py"
     script.write_text(
