@@ -90,7 +90,8 @@ def grow(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, added: list
     """
     import torch
 
-    require_tokens(tokenizer, model.get_input_embeddings().num_embeddings, added)
+    # of the configuration, since an adapter's wrapper of the table does not tell its rows
+    require_tokens(tokenizer, model.config.vocab_size, added)
     ids = [int(tokenizer.convert_tokens_to_ids(token)) for token in added]
     if ids and max(ids) >= model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)

@@ -704,7 +704,13 @@ def whole():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "architecture"),
-    [*((task, "modern") for task in TASKS), *(("single", name) for name in ARCHITECTURES)],
+    [
+        *((task, "modern") for task in TASKS),
+        *(
+            ("single", name) if name == "gpt-oss" else pytest.param("single", name, marks=pytest.mark.long)
+            for name in ARCHITECTURES
+        ),
+    ],
 )
 def test_compiled_whole_it_gives_the_same(make_head, task, architecture, whole):
     model, batch = make_head(task, architecture), collate(examples(task))

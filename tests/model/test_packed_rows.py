@@ -47,7 +47,7 @@ def test_packed_is_as_alone(make_model, architecture, backend):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["gpt2", "gpt-oss"])
+@pytest.mark.parametrize("architecture", ["gpt2", pytest.param("gpt-oss", marks=pytest.mark.long)])
 def test_packed_is_as_alone_on_flex(make_model, architecture):
     assert_packed_is_as_alone(make_model(architecture, attn_implementation="flex_attention"), ["none", "ones"])
 
