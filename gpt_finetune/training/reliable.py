@@ -20,6 +20,7 @@ from gpt_finetune.checkpoints.choice import find_whole, newest_whole
 from gpt_finetune.checkpoints.space import check_space, checkpoint_bytes, full, is_full
 from gpt_finetune.checkpoints.staging import STAGING, clear, commit, rotate
 from gpt_finetune.errors import InputError
+from gpt_finetune.training.drawing import SeededCollator, draws
 from gpt_finetune.training.finite import StepFigures, StepWatch, first_bad, rows_of_step
 from gpt_finetune.training.position import ElasticTrainer
 from gpt_finetune.training.stopping import Agreement, Interrupted, Signals
@@ -46,6 +47,7 @@ class ReliableTrainer(ElasticTrainer):
         super().__init__(*args, **kwargs)
         self.skipped_steps = 0
         self._signals = Signals()
+        self._drawing: SeededCollator | None = None
         self._agree = Agreement(self.accelerator.num_processes)
         self._watch = StepWatch()
         self._skips = getattr(self.args, "bad_steps", "stop") == "skip"
@@ -97,7 +99,8 @@ class ReliableTrainer(ElasticTrainer):
         self._logged_at, self._unlogged_skips, self._loss_before = self.state.global_step, 0, None
         if self.state.global_step >= max_steps:
             return epochs, 0  # killed when all was trained: transformers would train one step more
-        if resume_from_checkpoint is None or has_length(self.train_dataset) or self.args.ignore_data_skip:
+        known = has_length(self.train_dataset) or self._stream_past is not None
+        if resume_from_checkpoint is None or known or self.args.ignore_data_skip:
             return begun
         # transformers takes all steps for one epoch, and would skip batches of the first for those of a later one. What
         # it saved as the epoch's fraction are the batches read in it, in units of all that the run had to read.
@@ -106,16 +109,25 @@ class ReliableTrainer(ElasticTrainer):
         return int(whole), round(fraction * saved.max_steps * self.args.gradient_accumulation_steps)
 
     def get_train_dataloader(self) -> Any:
-        """Return transformers' loader; workers that stay are seeded by numbers of their own.
+        """Return transformers' loader, whose random numbers are none of training's.
 
-        They are begun once a process, not once an epoch. Were their seed drawn from training's random numbers, a
-        resumed run would draw it at another place than one that was never stopped, and go on with other dropout.
+        Workers that stay are begun once a process, not once an epoch. Were their seed drawn from training's random
+        numbers, a resumed run would draw it at another place than one that was never stopped, and go on with other
+        dropout. So would what a collator draws, for batches that a loader fetches ahead: see `SeededCollator`.
         """
         loader = super().get_train_dataloader()
+        torch_loader = getattr(loader, "base_dataloader", loader)
         if self.args.dataloader_num_workers and self.args.dataloader_persistent_workers:
-            torch_loader = getattr(loader, "base_dataloader", loader)
             torch_loader.generator = torch.Generator().manual_seed(self.args.seed)
+        if draws(self.data_collator):
+            self._drawing = torch_loader.collate_fn = SeededCollator(torch_loader.collate_fn, self.args.seed)
         return loader
+
+    def _run_epoch(self, **given: Any) -> Any:
+        """Run an epoch as transformers does; what its collator draws is this epoch's."""
+        if self._drawing is not None:
+            self._drawing.set_epoch(given["epoch"])
+        return super()._run_epoch(**given)
 
     # ------------------------------------------------------------------------------------------------- checkpoints
 

@@ -99,13 +99,15 @@ class Run:
             raise InputError("output_dir", str(self.folder), "it is a file", "Give a folder")
         if not held and self.folder.exists() and any(self.folder.iterdir()):
             raise InputError("output_dir", str(self.folder), "it is not empty and holds no run", "Give a new folder")
-        if held and not (resume or overwrite):
+        fresh = held and not resume and _never_began(self.folder)
+        if held and not (resume or overwrite or fresh):
             remedy = "Add --resume to go on from its last checkpoint, --overwrite to replace it, or give another folder"
             raise InputError("output_dir", str(self.folder), "it already holds a run", remedy)
         if resume and not held:
             raise InputError("resume", True, f"{self.folder} holds no run", "Leave resume out to start one")
-        if held and overwrite:
-            log.warning("removing the run in %s (overwrite=true)", self.folder)
+        if held and (overwrite or fresh):
+            why = "it failed before its first step" if fresh else "overwrite=true"
+            log.warning("removing the run in %s (%s)", self.folder, why)
             shutil.rmtree(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -244,6 +246,16 @@ def _part() -> None:
         _KEPT.append(distributed.barrier(async_op=True))
         _KEPT[-1].wait()
     state.destroy_process_group()
+
+
+def _never_began(folder: Path) -> bool:
+    """Tell whether a folder holds a run that failed, on its data say, before there was anything to lose."""
+    try:
+        failed = json.loads((folder / RECEIPT).read_text(encoding="utf-8")).get("status") == "failed"
+    except (OSError, ValueError, AttributeError):
+        return False
+    written = [path for path in folder.iterdir() if path.is_dir() or path.stat().st_size]
+    return failed and {path.name for path in written} <= {RECEIPT, "config.yaml"}
 
 
 def _resumed(folder: Path, step: int) -> list[int]:

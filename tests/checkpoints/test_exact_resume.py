@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +45,26 @@ class Stream(IterableDataset):
         made = surviving.rows(20)
         random.Random(self.epoch).shuffle(made)
         return iter(made)
+
+
+def masked(batch: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Mask by chance, of all three libraries."""
+    made = surviving.collate(batch)
+    made["input_ids"] = made["input_ids"].masked_fill(torch.rand(made["input_ids"].shape) < 0.15, 2)
+    made["input_ids"][random.randrange(len(batch)), np.random.randint(12)] = 3
+    return made
+
+
+def mixed():
+    """Rows of two packed sources, one read twice and half a time more."""
+    folder = Path(tempfile.mkdtemp())
+    from gpt_finetune.data.packing import MixedDataset, PackedDataset
+
+    parts = []
+    for name, tokens in (("a", 100), ("b", 67)):
+        np.random.default_rng(tokens).integers(2, 512, tokens, dtype=np.uint16).tofile(folder / name)
+        parts.append(PackedDataset(folder / name, "uint16", tokens, 12))
+    return MixedDataset(parts, [1.0, 2.5])
 
 
 class Packed(torch.utils.data.Dataset):
@@ -91,6 +113,11 @@ SETTINGS = {
     "packed rows": {"data": Packed},
     "a stream in its second epoch": {"data": Stream},
     "a stream, a worker": {"data": Stream, "workers": 1},
+    "a collator that draws random numbers": {"collate": masked},
+    "a collator that draws random numbers, two workers": {"collate": masked, "workers": 2},
+    "a collator that draws random numbers, a stream": {"collate": masked, "data": Stream},
+    "mixed sources": {"data": mixed},
+    "compiled": {"compile": True},
     "evaluations": {"evaluate": lambda: surviving.rows(8), "eval_steps": 2},
     "bfloat16": {"precision": "bfloat16"},
     "muon": {"optimizer": "muon"},
@@ -118,6 +145,7 @@ def weights(checkpoint):
 
 GATE = (
     "plain",
+    "a collator that draws random numbers",
     "two workers, from the first epoch into the next",
     "rows of similar length",
     "a stream in its second epoch",
@@ -127,7 +155,8 @@ GATE = (
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in GATE else [pytest.mark.long]) for n in SETTINGS])
 def test_a_resumed_run_is_the_one_that_was_never_stopped(name, tmp_path):
-    fields = {key: value() if key in ("data", "model", "evaluate") else value for key, value in SETTINGS[name].items()}
+    made = {key: make() for key, make in SETTINGS[name].items() if key in ("data", "model", "evaluate")}
+    fields = {**SETTINGS[name], **made}
     collate, z_loss = fields.pop("collate", surviving.collate), fields.pop("z", 0.0)
     make_model = SETTINGS[name].get("model")
 
