@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ class PackedDataset(Dataset):
     def __getitem__(self, index: int) -> Row:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Row]:
+    def __getitems__(self, indices: Sequence[int]) -> Rows:
         """Return many rows at once: `input_ids` and `labels`, int64 of shape (T,)."""
         return to_rows(*self.gather(np.asarray(indices)))
 
@@ -151,7 +151,7 @@ class MixedDataset(Dataset):
     def __getitem__(self, index: int) -> Row:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Row]:
+    def __getitems__(self, indices: Sequence[int]) -> Rows:
         """Return many rows at once: `input_ids` and `labels`, int64 of shape (T,)."""
         wanted = self.index[np.asarray(indices)]
         owners = np.searchsorted(self.starts, wanted, side="right") - 1
@@ -173,7 +173,31 @@ def choose_rows(count: int, weight: float, seed: Sequence[int]) -> np.ndarray:
     return np.concatenate([np.tile(np.arange(count), copies), subset])
 
 
-def to_rows(ids: np.ndarray, lengths: np.ndarray) -> list[Row]:
+class Rows(Sequence[Row]):
+    """Rows of a batch that are still whole: making each of them by itself would cost more than all else.
+
+    Args:
+        batch: Each value of shape (B, T).
+    """
+
+    def __init__(self, batch: Row) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return len(self.batch["input_ids"])
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Rows: ...
+
+    def __getitem__(self, index: int | slice) -> Row | Rows:
+        chosen = {key: value[index] for key, value in self.batch.items()}
+        return Rows(chosen) if isinstance(index, slice) else chosen
+
+
+def to_rows(ids: np.ndarray, lengths: np.ndarray) -> Rows:
     """Make rows of ids (B, T); labels leave out the padding and the first token, which is never a target.
 
     Without the first label, counting labels gives the number of targets whether or not the counter shifts them.
@@ -182,10 +206,11 @@ def to_rows(ids: np.ndarray, lengths: np.ndarray) -> list[Row]:
     labels[:, 0] = IGNORED
     for row in np.flatnonzero(lengths < ids.shape[1]):
         labels[row, lengths[row] :] = IGNORED
-    pairs = zip(torch.from_numpy(ids).unbind(), torch.from_numpy(labels).unbind(), strict=True)
-    return [{"input_ids": i, "labels": t} for i, t in pairs]
+    return Rows({"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)})
 
 
-def collate(rows: list[Row]) -> Row:
+def collate(rows: Sequence[Row]) -> Row:
     """Stack rows into a batch: each value becomes (B, T)."""
+    if isinstance(rows, Rows):
+        return rows.batch
     return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
