@@ -34,6 +34,7 @@ class AnswerConfig:
         attn_implementation: Attention backend: eager, sdpa, flex_attention, flash_attention_2; null lets transformers
             choose.
         bidirectional: Let the model read both ways, though it learned to read to the right.
+        folds: Hold each of so many folds out once, a run for each in a folder of its own; null holds one part out.
         data: The questions, texts and answers.
         spans: How answers are chosen.
         adapt: What of the model learns; the head always does.
@@ -47,6 +48,7 @@ class AnswerConfig:
     model: str = "smollm2-135m-instruct"
     tokenizer: str | None = None
     attn_implementation: str | None = None
+    folds: int | None = None
     bidirectional: bool = False
     data: AnswerDataConfig = field(default_factory=AnswerDataConfig)
     spans: SpanConfig = field(default_factory=SpanConfig)
@@ -62,9 +64,11 @@ def main(config: AnswerConfig) -> dict[str, float]:
     metric, greater = config.judge.chosen(ANSWERS)
     from gpt_finetune.data.tokenizer import load_tokenizer
     from gpt_finetune.packaged import locate
-    from gpt_finetune.tasks import answering, heads, scratch
+    from gpt_finetune.tasks import answering, folds, heads, scratch, training
 
     answering.check_method(config.adapt)
+    if config.folds is not None:
+        return folds.train_folds(config, "answer", main, answering.training_texts)
     base = locate(config.model)
     require_positions(read_architecture(base), "data.max_length", config.data.max_length)
     given = load_tokenizer(locate(config.tokenizer) if config.tokenizer else base)
@@ -74,7 +78,6 @@ def main(config: AnswerConfig) -> dict[str, float]:
         from transformers import set_seed
 
         from gpt_finetune.adaptation.methods import adapt
-        from gpt_finetune.tasks import training
         from gpt_finetune.tasks.answer_attribution import explain_answers
         from gpt_finetune.tasks.answer_judging import judge, run_baselines
 
@@ -82,9 +85,8 @@ def main(config: AnswerConfig) -> dict[str, float]:
         arguments = training_arguments(config.train, launched.folder, **options)
         others = run_baselines(data) if config.judge.baselines and launched.main else {}
         set_seed(config.train.seed)
-        model = heads.load_with_head(
-            base, answering.ANSWERER, data.settings(), config.adapt, config.attn_implementation
-        )
+        head = answering.ANSWERER, data.settings()
+        model = heads.load_with_head(base, *head, config.adapt, config.attn_implementation)
         facts = scratch.base_facts(config.model, model, config.adapt)
         model = adapt(model, config.adapt, example_batches=training.unlabelled(data, config.train.batch_size))
         trainer = answering.AnswerTrainer(
@@ -103,7 +105,7 @@ def main(config: AnswerConfig) -> dict[str, float]:
         trainer.train(resume_from_checkpoint=launched.checkpoint)
         figures = trainer.final_figures()
         outcome = judge(data, trainer.outputs, others, config.judge)
-        launched.receipt |= {"baselines": outcome.baselines, "task": outcome.section}
+        launched.receipt |= outcome.receipt(config.data)
         if config.judge.merge:
             trainer.model = heads.merged(trainer.model, config.adapt)
         if launched.main and not trainer.is_fsdp_enabled:

@@ -32,6 +32,7 @@ class ChooseConfig:
         tokenizer: Folder or Hub id of its tokenizer; null means the base's own.
         attn_implementation: Attention backend: eager, sdpa, flex_attention, flash_attention_2; null lets transformers
             choose.
+        folds: Hold each of so many folds out once, a run for each in a folder of its own; null holds one part out.
         data: The questions and choices.
         adapt: What of the model learns; the head always does.
         train: The training.
@@ -44,6 +45,7 @@ class ChooseConfig:
     model: str = "smollm2-135m-instruct"
     tokenizer: str | None = None
     attn_implementation: str | None = None
+    folds: int | None = None
     data: ChooseDataConfig = field(default_factory=ChooseDataConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(learning_rate=3e-4, weight_decay=0.0))
@@ -57,9 +59,11 @@ def main(config: ChooseConfig) -> dict[str, float]:
     metric, greater = config.judge.chosen(CHOICES)
     from gpt_finetune.data.tokenizer import load_tokenizer
     from gpt_finetune.packaged import locate
-    from gpt_finetune.tasks import choosing, heads
+    from gpt_finetune.tasks import choosing, folds, heads
 
     method = choosing.check_method(config.adapt)
+    if config.folds is not None:
+        return folds.train_folds(config, "choose", main, choosing.training_texts)
     base = locate(config.model)
     require_positions(read_architecture(base), "data.max_length", config.data.max_length)
     given = load_tokenizer(locate(config.tokenizer) if config.tokenizer else base)
@@ -93,7 +97,7 @@ def main(config: ChooseConfig) -> dict[str, float]:
         trainer.train(resume_from_checkpoint=launched.checkpoint)
         figures = trainer.final_figures()
         outcome = choosing.judge(data, trainer.outputs, others, config.judge)
-        launched.receipt |= {"baselines": outcome.baselines, "task": outcome.section}
+        launched.receipt |= outcome.receipt(config.data)
         trainer.model = heads.merged(trainer.model, method)
         training.tidy(launched.folder, config.train)
         launched.finish(trainer, figures)

@@ -53,6 +53,7 @@ PACKAGES: dict[str, Package] = {
         licence="MIT for the code; not stated for the texts, which are others'",
         build=sentiment.chinese,
         on_demand=True,
+        revision=1,  # since then reviews are parted, too
     ),
     "vader-sentiment": Package(
         name="vaderSentiment",

@@ -17,6 +17,7 @@ from gpt_finetune.metrics.words import WORD, is_unspaced
 from gpt_finetune.tasks.answer_reading import Asked
 from gpt_finetune.tasks.answering import PreparedAnswers
 from gpt_finetune.tasks.config import ANSWERS, FIGURES, JudgeConfig
+from gpt_finetune.tasks.fold_tests import OURS
 from gpt_finetune.tasks.judging import Outcome, lengths
 from gpt_finetune.tasks.spans import Said
 
@@ -107,10 +108,12 @@ def judge(
     draws = _draws(table, config.resamples)
     told: dict[str, dict[str, float]] = {}
     tests: dict[str, dict[str, Any]] = {}
+    by_text = {OURS: _by_question(table)}
     for name, baseline in baselines.items():
         others = score_answers(baseline.answers, data.references)
         told[name] = answer_figures(others) | {"seconds": round(baseline.seconds, 3)}
         p = scores.paired_p(draws[leading], _draws(others, config.resamples)[leading])
+        by_text[name] = _by_question(others)
         tests[name] = {**told[name], "test": f"paired bootstrap of {leading}", "p": p}
     order = np.argsort([-each.loss for each in ours], kind="stable")
     worst = [i for i in order if table[i, 0] < 1][: config.errors]
@@ -131,7 +134,13 @@ def judge(
         "examples": [_shown(data, i, ours[i]) for i in map(int, right)],
         **data.facts,
     }
-    return Outcome(told, section)
+    return Outcome(told, section, by_text)
+
+
+def _by_question(table: np.ndarray) -> np.ndarray:
+    """Return the leading figure of each question, and that it is of one question (N, 2)."""
+    leading = table[:, ANSWER_FIGURES.index(FIGURES[ANSWERS][0])]
+    return np.stack([leading, np.ones(len(table))], axis=1)
 
 
 def _draws(table: np.ndarray, samples: int) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ The head is that of Devlin et al. 2018 (BERT, arXiv:1810.04805, section 4.2 and 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -171,9 +171,7 @@ def prepare_answers(
     Raises:
         InputError: Something the user gave cannot be used.
     """
-    config.validate()
-    reader = AnswerReader(config)
-    rows = read_all(replace(config, group_column=config.group_column or config.context_column), reader)
+    rows, moved = _read(config)
     for row in rows:
         if row.target.missing is not None and row.fate in ("train", "validation"):
             row.fate = NO_SPAN
@@ -214,7 +212,7 @@ def prepare_answers(
         "bidirectional": bidirectional,
         "question_length": config.question_length,
         "overlap": config.overlap,
-        "moved_answers": reader.counts["moved"],
+        "moved_answers": moved,
         **counts,
         "windows": {"train": len(train), "validation": len(validation)},
         "spans": {"max_answer_tokens": spans.max_answer_tokens, "n_best": spans.n_best, "threshold": spans.threshold},
@@ -233,6 +231,27 @@ def prepare_answers(
         lengths,
         facts,
     )
+
+
+def training_texts(config: AnswerDataConfig) -> Iterator[str]:
+    """Yield the questions of the rows to train on.
+
+    Raises:
+        InputError: As `prepare_answers`.
+    """
+    yield from (row.target.question for row in _read(config)[0] if row.fate == "train")
+
+
+def _read(config: AnswerDataConfig) -> tuple[list[TaskRow], int]:
+    """Read every row, and decide what becomes of each; rows of one context are on one side of the split.
+
+    Returns:
+        The rows, and how many answers stand elsewhere than their row says.
+    """
+    config.validate()
+    reader = AnswerReader(config)
+    rows = read_all(replace(config, group_column=config.group_column or config.context_column), reader)
+    return rows, reader.counts["moved"]
 
 
 def check_method(adapt: AdaptConfig) -> None:

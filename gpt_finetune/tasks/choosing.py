@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from gpt_finetune.tasks.baselines import Baseline
 from gpt_finetune.tasks.choose_config import ChooseDataConfig
 from gpt_finetune.tasks.classification import PROMPTS
 from gpt_finetune.tasks.config import CHOICES, JudgeConfig
+from gpt_finetune.tasks.fold_tests import OURS
 from gpt_finetune.tasks.judging import Outcome, lengths
 from gpt_finetune.tasks.ledger import TaskLedger
 from gpt_finetune.tasks.rows import TaskRow, read_all
@@ -163,13 +164,7 @@ def prepare_choices(config: ChooseDataConfig, tokenizer: PreTrainedTokenizerBase
     Raises:
         InputError: Something the user gave cannot be used.
     """
-    config.validate()
-
-    def read(record: Record) -> tuple[str, Any]:
-        asked = _read_choices(record, config)
-        return "\n".join([asked.question, *sorted(asked.choices)]), asked
-
-    rows = read_all(replace(config, group_column=config.group_column or config.question_column), read)
+    rows = _read(config)
     ledger = TaskLedger([source.path for source in [*config.validation, *config.sources]])
     questions = encode(tokenizer, [row.target.question for row in rows])
     texts: dict[str, list[TaskRow]] = {"train": [], "validation": []}
@@ -207,6 +202,26 @@ def prepare_choices(config: ChooseDataConfig, tokenizer: PreTrainedTokenizerBase
     key = xxhash.xxh3_128(repr([(made.ids, made.answers) for made in (train, validation)]).encode()).hexdigest()
     collate = ChoiceCollator(int(tokenizer.pad_token_id), config.max_length)
     return PreparedChoices(tokenizer, train, validation, texts, asked, ledger, key, collate, sizes)
+
+
+def training_texts(config: ChooseDataConfig) -> Iterator[str]:
+    """Yield the questions of the rows to train on.
+
+    Raises:
+        InputError: As `prepare_choices`.
+    """
+    yield from (row.target.question for row in _read(config) if row.fate == "train")
+
+
+def _read(config: ChooseDataConfig) -> list[TaskRow]:
+    """Read every row, and decide what becomes of each; a question's rows are on one side of the split."""
+    config.validate()
+
+    def read(record: Record) -> tuple[str, Any]:
+        asked = _read_choices(record, config)
+        return "\n".join([asked.question, *sorted(asked.choices)]), asked
+
+    return read_all(replace(config, group_column=config.group_column or config.question_column), read)
 
 
 def _read_choices(record: Record, config: ChooseDataConfig) -> Choice:
@@ -323,8 +338,10 @@ def judge(
     draws = scores.bootstrap(lambda p, r: float((p == r).mean()), ours, right, config.resamples, seed=0)
     told: dict[str, dict[str, float]] = {}
     tests: dict[str, dict[str, Any]] = {}
+    by_text = {OURS: _by_question(ours == right)}
     for name, baseline in baselines.items():
         theirs = baseline.predictions == right
+        by_text[name] = _by_question(theirs)
         told[name] = {"accuracy": float(theirs.mean()), "seconds": round(baseline.seconds, 3)}
         tests[name] = {**told[name], "test": "McNemar's exact test", "p": scores.mcnemar_p(ours == right, theirs)}
     losses = np.array([np.logaddexp.reduce(row) - row[best] for row, best in zip(said, right, strict=True)])
@@ -349,7 +366,12 @@ def judge(
             for i in wrong
         ],
     }
-    return Outcome(told, section)
+    return Outcome(told, section, by_text)
+
+
+def _by_question(hits: np.ndarray) -> np.ndarray:
+    """Return whether each question is answered rightly, and that it is one question (N, 2)."""
+    return np.stack([hits, np.ones(len(hits))], axis=1).astype(np.float64)
 
 
 def _chosen(logits: Sequence[np.ndarray]) -> np.ndarray:

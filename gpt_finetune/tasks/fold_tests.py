@@ -14,7 +14,7 @@ import numpy as np
 
 from gpt_finetune.metrics import labels as scores
 from gpt_finetune.metrics.sequences import resample
-from gpt_finetune.tasks.config import SINGLE
+from gpt_finetune.tasks.config import CHOICES, SINGLE
 
 OURS = "ours"
 
@@ -38,7 +38,8 @@ def read_by_text(written: str) -> np.ndarray:
 def compare_pooled(tasks: Sequence[Mapping[str, Any]], problem: str, leading: str) -> dict[str, dict[str, Any]]:
     """Test over the texts of all folds whether the model and each baseline differ.
 
-    McNemar's exact test where texts have one label, else a paired bootstrap of the figure that leads.
+    McNemar's exact test where texts have one label or one right choice; else a paired bootstrap of the figure that
+    leads.
 
     Args:
         tasks: The task's section of each fold's receipt.
@@ -54,7 +55,7 @@ def compare_pooled(tasks: Sequence[Mapping[str, Any]], problem: str, leading: st
         return {}
     pooled = {name: np.concatenate([read_by_text(each[name]) for each in kept]) for name in sorted(shared)}
     ours = pooled.pop(OURS)
-    if problem == SINGLE:
+    if problem in (SINGLE, CHOICES):
         test = "McNemar's exact test over the texts of all folds"
         values = {name: scores.mcnemar_p(ours[:, 0] > 0, theirs[:, 0] > 0) for name, theirs in pooled.items()}
     else:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt_finetune.data.readers import Record
+from gpt_finetune.data.splitting import place_of, text_key
 from gpt_finetune.errors import InputError
 from gpt_finetune.tasks.config import TaskDataConfig
-from gpt_finetune.tasks.sources import column_of, place_of, read_rows, text_key
+from gpt_finetune.tasks.sources import column_of, read_rows
 
 
 @dataclass(eq=False)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator
-
-import xxhash
 
 from gpt_finetune.data.readers import Document, Record
 from gpt_finetune.data.sources import open_records, utf8
@@ -62,13 +59,3 @@ def text_in(value: object, origin: str) -> str:
     if not value.strip():
         raise InputError(origin, value, "the text is empty", remedy)
     return value
-
-
-def text_key(text: str) -> bytes:
-    """Return what equal texts share: Unicode forms, case and spaces count for nothing."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).encode()
-
-
-def place_of(key: bytes, seed: int) -> int:
-    """Return a text's place in the order of the split, from 0 to 2**64, which depends on nothing but text and seed."""
-    return xxhash.xxh3_64_intdigest(key, seed=seed)

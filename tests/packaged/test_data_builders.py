@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import tarfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,10 @@ def rows(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
+def labels(some: list[dict[str, Any]]) -> dict[str, int]:
+    return dict(sorted(Counter(row["label"] for row in some).items()))
+
+
 def counts(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "counts.json").read_text(encoding="utf-8"))
 
@@ -54,14 +59,32 @@ def test_chinese_reviews_and_names(source, folder):
         {"text": "很好", "label": "positive"},  # twice, as it came
         {"text": "太差了", "label": "negative"},
     ]
+    train, test = rows(folder / "sentiment-train.jsonl"), rows(folder / "sentiment-test.jsonl")
+    assert sorted(map(str, train + test)) == sorted(map(str, rows(folder / "sentiment.jsonl")))
     first, second = rows(folder / "ner.jsonl")
     assert first["words"] == ["江", "泽民", "在", "北京", "上海", "会见", "柴可夫斯基", "新华社", "１/2"]
     assert first["tags"] == ["B-PER", "I-PER", "O", "B-LOC", "B-LOC", "O", "B-PER", "B-ORG", "O"]
     assert second["tags"] == ["B-PER", "I-PER", "B-PER", "I-PER", "B-PER", "O", "B-PER"]
     assert counts(folder) == {
         "sentiment.jsonl": {"rows": 4, "labels": {"negative": 1, "positive": 3}, "dropped": {"empty": 1}},
+        "sentiment-train.jsonl": {"rows": len(train), "labels": labels(train), "dropped": {}},
+        "sentiment-test.jsonl": {"rows": len(test), **({"labels": labels(test)} if test else {}), "dropped": {}},
         "ner.jsonl": {"rows": 2, "dropped": {"empty": 1, "malformed": 1}},
     }
+
+
+def test_a_tenth_of_the_distinct_reviews_is_apart_in_every_spelling(source, folder):
+    texts = [f"Review {number}" for number in range(50)]
+    put(source / "sentiment/pos.txt", "\n".join(texts))
+    put(source / "sentiment/neg.txt", "\n".join(text.upper().replace(" ", "  ") for text in texts))
+    put(source / "tag/199801.txt", "")
+    sentiment.chinese(source, folder)
+    train, test = (
+        {" ".join(row["text"].casefold().split()) for row in rows(folder / f"sentiment-{side}.jsonl")}
+        for side in ("train", "test")
+    )
+    assert (len(train), len(test)) == (45, 5)
+    assert not train & test
 
 
 def test_judged_snippets(source, folder):

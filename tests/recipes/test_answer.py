@@ -297,3 +297,15 @@ def test_command_line_error_is_one_line(tmp_path, capsys):
         run(recipe.main, recipe.AnswerConfig, [f"output_dir={tmp_path / 'x'}", "data.on_missing=ignore"])
     assert caught.value.code == 2
     assert "data.on_missing" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_answers_are_cross_validated(begin, tmp_path):
+    more = ["folds=2", "train.max_steps=2", "train.eval_steps=null", "judge.resamples=100"]
+    figures = begin(tmp_path / "run", *more)
+    found = receipt(tmp_path / "run")
+    assert figures == found["figures"]
+    assert len(found["task"]["folds"]["figures"]["token_f1"]["values"]) == 2
+    for told in found["task"]["baselines"].values():
+        assert told["test"] == "paired bootstrap of token_f1 over the texts of all folds"
+        assert 0 < told["p"] <= 1

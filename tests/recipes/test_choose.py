@@ -57,37 +57,43 @@ def prepare(file, tokenizer, **fields):
     return prepare_choices(ChooseDataConfig(sources=[RowSourceConfig(str(file))], **fields), tokenizer)
 
 
+def begin(output, file, tokenizer, *more):
+    """Run the recipe on a new base beside the output folder; return its figures."""
+    import torch
+
+    from gpt_finetune import GPTForCausalLM, preset
+
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    torch.manual_seed(0)
+    base = output.parent / "base"
+    GPTForCausalLM(preset("tiny", vocab_size=len(tokenizer), num_hidden_layers=2, **ids)).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    recipe = load_recipe("choose")
+    words = [
+        f"output_dir={output}",
+        f"model={base}",
+        f"data.sources=[{{path: {file}}}]",
+        "data.validation_fraction=0.2",
+        "data.max_length=48",
+        "train.batch_size=8",
+        "train.log_steps=40",
+        "train.precision=float32",
+        "train.learning_rate=1e-2",
+        "judge.resamples=100",
+        *more,
+    ]
+    return recipe.main(parse(recipe.ChooseConfig, words))
+
+
 @pytest.mark.parametrize("method", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_it_learns_and_stands_beside_its_baselines(method, write, tmp_path, make_tokenizer):
     import torch
     from transformers import AutoModelForMultipleChoice
 
-    from gpt_finetune import GPTForCausalLM, preset
-
-    tokenizer = make_tokenizer()
-    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    torch.manual_seed(0)
-    base = tmp_path / "base"
-    GPTForCausalLM(preset("tiny", vocab_size=len(tokenizer), num_hidden_layers=2, **ids)).save_pretrained(base)
-    tokenizer.save_pretrained(base)
-    recipe, output = load_recipe("choose"), tmp_path / "run"
-    words = [
-        f"output_dir={output}",
-        f"model={base}",
-        f"data.sources=[{{path: {write(rows())}}}]",
-        "data.validation_fraction=0.2",
-        "data.max_length=48",
-        f"adapt.method={method}",
-        "adapt.rank=4",
-        "train.max_steps=100" if method == "full" else "train.max_steps=3",
-        "train.batch_size=8",
-        "train.log_steps=40",
-        "train.eval_steps=25" if method == "full" else "train.eval_steps=null",
-        "train.precision=float32",
-        "train.learning_rate=1e-2",
-        "judge.resamples=100",
-    ]
-    figures = recipe.main(parse(recipe.ChooseConfig, words))
+    tokenizer, output = make_tokenizer(), tmp_path / "run"
+    steps = ("100", "25") if method == "full" else ("3", "null")
+    more = [f"adapt.method={method}", "adapt.rank=4", f"train.max_steps={steps[0]}", f"train.eval_steps={steps[1]}"]
+    figures = begin(output, write(rows()), tokenizer, *more)
     found = json.loads((output / "run.json").read_text(encoding="utf-8"))
     assert set(found["baselines"]) == {"chance", "TF-IDF similarity"} == set(found["task"]["baselines"])
     low, high = found["task"]["intervals"]["accuracy"]
@@ -125,6 +131,18 @@ def test_it_learns_and_stands_beside_its_baselines(method, write, tmp_path, make
             ask(output, [row], tmp_path)
     with pytest.raises(InputError, match="max_length = 7: question and choice have no room"):
         ask(output, asked, tmp_path, "max_length=7")
+
+
+@pytest.mark.slow
+def test_choices_are_cross_validated(write, tmp_path, make_tokenizer):
+    more = ["folds=2", "adapt.method=full", "train.max_steps=2", "train.eval_steps=null"]
+    figures = begin(tmp_path / "run", write(rows()), make_tokenizer(), *more)
+    found = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert figures == found["figures"]
+    assert len(found["task"]["folds"]["figures"]["accuracy"]["values"]) == 2
+    for told in found["task"]["baselines"].values():
+        assert told["test"] == "McNemar's exact test over the texts of all folds"
+        assert 0 < told["p"] <= 1
 
 
 def test_wrong_choices_are_right_ones_of_other_rows_of_the_same_side(write, tokenizer):
