@@ -17,7 +17,8 @@ import xxhash
 from gpt_finetune.data.config import SourceConfig
 from gpt_finetune.data.embedded import embedded_python
 from gpt_finetune.data.hub import hub_documents, hub_fingerprint, hub_records, load_hub
-from gpt_finetune.data.readers import Document, Record, read_file, read_records
+from gpt_finetune.data.readers import Document, Record, read_records
+from gpt_finetune.data.reading import FileReading
 from gpt_finetune.errors import InputError, did_you_mean
 
 T = TypeVar("T")
@@ -64,7 +65,7 @@ def open_source(config: SourceConfig, key: str, streaming: bool = False, finders
         return Source(config, partial(hub_documents, dataset, config, key), partial(hub_fingerprint, dataset, config))
     find = next((found for start, found in (finders or {}).items() if path.startswith(start)), None)
     root, files = _find_files(path if find is None else find(path, key), key)
-    return Source(config, partial(_local_documents, files, config), partial(_local_fingerprint, root, files))
+    return Source(config, partial(FileReading, files, config), partial(_local_fingerprint, root, files))
 
 
 def open_records(config: SourceConfig, key: str) -> Iterator[Record]:
@@ -112,10 +113,6 @@ def _embedded_fingerprint(path: str) -> str:
         for part in (origin.encode(), text.encode()):
             state.update(len(part).to_bytes(8, "little") + part)
     return state.hexdigest()
-
-
-def _local_documents(files: list[Path], config: SourceConfig) -> Iterator[Document]:
-    return _not_empty((document for file in files for document in read_file(file, config)), config)
 
 
 def _not_empty(items: Iterator[T], config: SourceConfig) -> Iterator[T]:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.data import BatchSampler, IterableDataset
-from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import has_length
 
+from gpt_finetune.data.streaming import StreamingBlocks
 from gpt_finetune.errors import InputError
+from gpt_finetune.training.streams import FILE, StreamTrainer
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class From:
         return len(self.sampler) - self.rows
 
 
-class ElasticTrainer(Trainer):
+class ElasticTrainer(StreamTrainer):
     """A `transformers.Trainer` whose resumed runs may have other batches, other accumulation and other processes.
 
     Every checkpoint says how many samples of its epoch are trained on. Where the batches of a resumed run are others,
@@ -85,10 +86,12 @@ class ElasticTrainer(Trainer):
     batches as there were, of another size. The steps made so far keep their number. `max_steps` stays what it is; where
     epochs decide, as many steps follow as the samples that are left need, and the schedule is that of the new total.
 
-    A stream knows no number of samples: there, batches must stay as they were.
+    A stream of ours goes on after the last row that was trained on; of any other iterable data set nobody knows where
+    it stands, and its batches must stay as they were.
     """
 
     _past: Position | None = None  # of the checkpoint, where it needs more than to skip batches
+    _stream_past: Position | None = None  # of the checkpoint, where it says where its stream stands
     _first_step = 0
     _epoch = _begun_at = _batches = 0
     _random_states: str | None = None  # the checkpoint whose random numbers the first step is to go on from
@@ -97,11 +100,16 @@ class ElasticTrainer(Trainer):
         """Train as transformers does.
 
         Raises:
-            InputError: A stream is to go on with other batches.
+            InputError: A stream is to go on with other batches, and nobody knows where it stands.
         """
-        self._past = None
-        if isinstance(resume_from_checkpoint, str) and not self.args.ignore_data_skip:
-            self._past = self._look_back(Path(resume_from_checkpoint))
+        self._past = self._stream_past = None
+        goes_on = isinstance(resume_from_checkpoint, str) and not self.args.ignore_data_skip
+        if isinstance(self.train_dataset, StreamingBlocks):
+            self.train_dataset.begin = None
+        if goes_on:
+            self._past = self._look_back(Path(str(resume_from_checkpoint)))
+        # where a stream's batches are skipped, nobody learns where it stands then
+        self._follows = not goes_on or self._stream_past is not None
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _look_back(self, checkpoint: Path) -> Position | None:
@@ -109,9 +117,14 @@ class ElasticTrainer(Trainer):
         file = checkpoint / TRAINER_STATE_NAME
         state = TrainerState.load_from_json(str(file)) if file.is_file() else TrainerState()
         told = (state.stateful_callbacks or {}).get(_KEY)
+        if isinstance(self.train_dataset, StreamingBlocks) and not (checkpoint / FILE).is_file():
+            log.warning("%s has no %s: its stream is read again from the epoch's beginning", checkpoint.name, FILE)
         if told is None:
             return None
         past, now = Position(**told), self._position()
+        if self._find_stream(checkpoint):
+            self._stream_past = past
+            return None
         batches = (past.batch_size, past.accumulation, past.processes)
         if batches == (now.batch_size, now.accumulation, now.processes) and past.begun_at == 0:
             return None
@@ -136,6 +149,11 @@ class ElasticTrainer(Trainer):
         args, processes = self.args, self.accelerator.num_processes
         done = self._begun_at + self._batches * self._train_batch_size * processes
         epoch, begun_at = self._epoch, self._begun_at
+        if self._follower is not None:
+            self._settle()
+            done = begun_at + self._follower.batches * self._train_batch_size * processes
+            if self._follower.following().epoch > epoch:
+                epoch, done, begun_at = epoch + 1, 0, 0
         if has_length(self.train_dataset) and done >= len(self.train_dataset):
             epoch, done, begun_at = epoch + 1, 0, 0
         settings = (self._train_batch_size, args.gradient_accumulation_steps, processes)
@@ -166,7 +184,8 @@ class ElasticTrainer(Trainer):
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         begun: tuple[int, int] = super()._init_training_state(*args, **kwargs)
-        return begun if self._past is None else (self._past.epoch, 0)
+        past = self._past or self._stream_past
+        return begun if past is None else (past.epoch, 0)
 
     def _load_callback_state(self) -> None:
         self.state.stateful_callbacks.pop(_KEY, None)  # no callback's
@@ -175,8 +194,12 @@ class ElasticTrainer(Trainer):
     def _run_epoch(self, **given: Any) -> Any:
         """Run an epoch as transformers does; the first one after other batches, on the samples that are left of it."""
         self._epoch, self._begun_at, self._batches = given["epoch"], 0, 0
+        self._passes = given["steps_in_epoch"]
         if given["epoch"] == given["epochs_trained"]:
             self._batches = given["steps_trained_in_current_epoch"]
+            if self._stream_past is not None:
+                self._begun_at = self._stream_past.samples
+                self._random_states = given["resume_from_checkpoint"] if self._begun_at else None
             if self._past is not None:
                 self._begun_at = self._past.samples
                 self._random_states = given["resume_from_checkpoint"] if self._begun_at else None
@@ -198,7 +221,11 @@ class ElasticTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """End the step as transformers does; the epoch's share is that of all its rows."""
-        if self._begun_at:
+        if self._begun_at and self._follower is not None:
+            self._settle()
+            passes = self._follower.batches + self._begun_at / self._train_batch_size / self.accelerator.num_processes
+            self.state.epoch = self._epoch + passes / self._passes
+        elif self._begun_at:
             place = self._position()
             self.state.epoch = place.epoch + place.samples / len(self.train_dataset)
         super()._maybe_log_save_evaluate(*args, **kwargs)

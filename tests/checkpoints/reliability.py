@@ -35,7 +35,7 @@ Python {python}, torch {torch}, transformers {transformers}.
 of a run that was never stopped. `tests/checkpoints/test_exact_resume.py` holds the same of a run resumed in the same
 process, with dropout and, where not said otherwise, accumulation over an odd number of batches, for {count} settings:
 {settings}.
-Collators that draw random numbers of their own are not among them: resumed within an epoch, they may draw others.
+A collator's random numbers follow from seed, epoch and rows (`gpt_finetune.training.drawing`).
 
 ## How it works
 
@@ -57,8 +57,11 @@ command says of any checkpoint whether it is whole.
 `train.accumulation` and the number of processes may change from one start to the next: the samples that are left of the
 epoch follow, in its order, each once (`tests/checkpoints/test_elastic_resume.py`). Steps keep their numbers;
 `train.max_steps` stays what it is; where `train.epochs` decides, as many steps follow as the samples left need, and the
-schedule is that of the new total. Rows of similar length are looked for among as many as before. A stream must go on
-with the batches that it had; a change is refused.
+schedule is that of the new total. Rows of similar length are looked for among as many as before.
+
+**Streams** go on after the last row that a step was made of: of each source only the file that it stood in is read
+again (`stream.npz`). Batch size, accumulation and processes may change; the number of workers may not, nor what its rows
+are made of. Deduplication adds 16 bytes a document to each checkpoint.
 
 **Signals.** SIGTERM and Ctrl-C take effect where the optimiser step ends: the checkpoint is saved (also with
 `train.save_steps=null`), `run.json` says `interrupted`, the exit code is 143 or 130. An evaluation due at that very
