@@ -60,8 +60,8 @@ epoch follow, in its order, each once (`tests/checkpoints/test_elastic_resume.py
 schedule is that of the new total. Rows of similar length are looked for among as many as before.
 
 **Streams** go on after the last row that a step was made of: of each source only the file that it stood in is read
-again (`stream.npz`). Batch size, accumulation and processes may change; the number of workers may not, nor what its rows
-are made of. Deduplication adds 16 bytes a document to each checkpoint.
+again (`stream.npz`). Batch size, accumulation and processes may change; the number of workers may not, nor what its
+rows are made of. Deduplication adds 16 bytes a document to each checkpoint.
 
 **Signals.** SIGTERM and Ctrl-C take effect where the optimiser step ends: the checkpoint is saved (also with
 `train.save_steps=null`), `run.json` says `interrupted`, the exit code is 143 or 130. An evaluation due at that very
