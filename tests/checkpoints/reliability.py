@@ -117,7 +117,7 @@ def record_survival(figures: dict[str, Any]) -> None:
             "A run that is killed goes on as if it had not been",
             f"`kill -9` of {kills['tried']} runs, {kills['inside_a_save']} of them at points chosen evenly among the "
             f"{kills['points_in_the_saves_of_a_run']} of all its saves (around each file, rename and removal, or in "
-            f"the middle of a file), the rest at random; {kills['tried'] - kills['kills']} had ended before; "
+            f"the middle of a file), the rest at random; "
             f"{kills['torn_staging']} left a part of a save",
             f"{kills['resumed']} of {kills['tried']} resumed, {kills['identical']} bit-identical",
         ),

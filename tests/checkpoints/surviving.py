@@ -210,7 +210,10 @@ def kills(folder: Path, inside: int, outside: int) -> dict[str, Any]:
             Points(run, point)
             train(run, callbacks=[Saved(run.with_suffix(".saved"))])
 
-        killed = forked(broken, kill_after=delay) == -signal.SIGKILL
+        while not (killed := forked(broken, kill_after=delay) == -signal.SIGKILL) and delay is not None:
+            delay *= 0.8  # it had ended before
+            shutil.rmtree(run)
+            run.with_suffix(".saved").unlink()
         found["kills"] += killed
         found["inside_a_save"] += killed and point > 0
         whole = find_whole(run)[0]

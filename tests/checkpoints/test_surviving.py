@@ -33,7 +33,7 @@ def hold(figures: dict[str, Any], inside: int, stopped: int) -> None:
     kills, damage, stops = figures["kills"], figures["damage"], figures["stops"]
     assert kills["inside_a_save"] == inside
     assert kills["torn_staging"] > 0
-    assert kills["resumed"] == kills["identical"] == kills["tried"]
+    assert kills["resumed"] == kills["identical"] == kills["kills"] == kills["tried"]
     assert kills["lost"] == 0
     assert damage["cases"] == 4 * damage["files"] >= 40
     assert damage["found_and_named"] == damage["fell_back"] == damage["cases"]
