@@ -122,6 +122,7 @@ SETTINGS = {
     "bfloat16": {"precision": "bfloat16"},
     "muon": {"optimizer": "muon"},
     "muon, bfloat16": {"optimizer": "muon", "precision": "bfloat16"},
+    "schedule-free": {"optimizer": "schedule_free", "schedule": "constant", "warmup_steps": 2},
     "sgd": {"optimizer": "sgd"},
     "adafactor": {"optimizer": "adafactor"},
     "wsd": {"schedule": "wsd", "warmup_steps": 2, "decay_steps": 2},
