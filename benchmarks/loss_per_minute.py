@@ -36,7 +36,7 @@ from gpt_finetune.training.muon import MuonFactory, is_vector
 
 CHARACTERS, TOKENS, BATCH, STEPS = 1_100_000, 64, 12, 2000
 SHAPE = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": TOKENS}
-LENGTHS = (1 / 16, 1 / 12, 1 / 10, 1 / 8, 3 / 20, 1 / 5, 2 / 5)  # of the recipe's steps
+LENGTHS = (1 / 16, 1 / 12, 1 / 10, 23 / 200, 1 / 8, 3 / 20, 1 / 5, 2 / 5)  # of the recipe's steps
 ABLATION = 1 / 8  # likewise
 
 
@@ -74,7 +74,7 @@ class Optimiser:
 
 NANOGPT = Optimiser()
 LINEAR = Optimiser(rate=5e-3, warmup=0.03, constant=0.4, decay=0.0, beta2=0.95)
-MUON = replace(LINEAR, name="muon", rate=7e-3, table_rate=2e-2)  # configs/pretrain/quickstart.yaml's
+MUON = replace(LINEAR, name="muon", rate=7e-3, table_rate=4e-2, constant=0.1)
 
 
 @dataclass(frozen=True)
@@ -122,19 +122,18 @@ INGREDIENTS: dict[str, tuple[Change, Change]] = {
     "soft-cap at 15": (Change({"final_logit_softcapping": 15.0}), Change({"final_logit_softcapping": None})),
     "untied head": (Change({"tie_word_embeddings": False}), Change({"tie_word_embeddings": True})),
 }
-IN_THE_PRESET = ("rotary positions", "QK norm", "relu squared", "RMSNorm")
+INSIDE = ("rotary positions", "QK norm", "relu squared", "RMSNorm", "untied head", "Muon")  # of the modern recipe
 PLAIN = Recipe({"hidden_act": "gelu", "attention_bias": False, "mlp_bias": False})
 MODERN = PLAIN
-for _name in (*IN_THE_PRESET, "Muon"):
+for _name in INSIDE:
     MODERN = MODERN.with_(INGREDIENTS[_name][0])
 
 
 def ablations() -> dict[str, Recipe]:
     """Return the recipes of the ablation: what the modern one lacks or gains, then what the plain one gains."""
-    inside = (*IN_THE_PRESET, "Muon")
     found = {"modern": MODERN}
     for name, (put, take) in INGREDIENTS.items():
-        if name in inside:
+        if name in INSIDE:
             found[f"modern without {name}"] = MODERN.with_(take)
         elif name != "higher rate, falling in a line":  # Muon's rates are high already
             found[f"modern with {name}"] = MODERN.with_(put)
