@@ -157,6 +157,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="JSON file for the outcome")
     options = parser.parse_args()
     travel.check_class = lambda *arguments: None  # its own tests are elsewhere; it takes most of a tiny save's time
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         surviving.train(Path(folder) / "warm", max_steps=2)  # what it imports need not be imported after each fork
         found = soak(Path(folder), 60 * options.minutes, options.seed)
