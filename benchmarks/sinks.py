@@ -27,7 +27,7 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
-from gpt_finetune.model.attention_gpt import WITH_SINKS
+from gpt_finetune.model.backends_gpt import WITH_SINKS
 
 TOKENS, HEADS, KEY_HEADS, HEAD_DIM, WINDOW = 1024, 64, 8, 64, 128
 ROUNDS, PASSES = 5, 5

@@ -24,6 +24,8 @@ from peers.measuring import ENVIRONMENTS, ROOT, Figures, arguments, ceilings, fr
 from peers.nanogpt import is_checkout
 from peers.ways import LOSSES_AGREE, SETS, SIZES, WAYS, Size
 
+from gpt_finetune.allocation import keep_memory
+
 STEPS, ROUNDS = 4, 3
 CEILINGS = "ceilings"
 LAUNCH = ["-m", "accelerate.commands.launch", "--quiet", f"--config_file={ROOT}/configs/accelerate/single.yaml"]
@@ -35,10 +37,12 @@ def one(way: str, given: Any) -> Figures:
     size = SIZES[given.size]
     if way == CEILINGS:
         return ceilings(size.batch * size.tokens, size.width, size.vocabulary, given.precision)
+    chosen = WAYS[way]
+    if chosen.ours and chosen.loop == "trainer":
+        keep_memory()  # as every recipe does before it imports torch
     import torch
     from peers import steps
 
-    chosen = WAYS[way]
     torch.set_float32_matmul_precision(chosen.matmul)
     weights = given.weights / ("llama" if chosen.model == "llama" else "gpt2")
     if chosen.loop == "bare":

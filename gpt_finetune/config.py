@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentParser, _postponed_annotations, set_parsing_settings
 
+from gpt_finetune.allocation import keep_memory
 from gpt_finetune.errors import InputError, did_you_mean
 
 T = TypeVar("T")
@@ -88,6 +89,7 @@ def run(main: Callable[[T], Any], config_class: type[T], arguments: Sequence[str
     when one has ended, and so they let it be the one. What one meets when they have joined may be its own, a row that
     no other has read, and it says so itself, as does one that meets something alone before.
     """
+    keep_memory()
     _show_log()
     try:
         return main(parse(config_class, arguments))

@@ -12,6 +12,7 @@ from support import ROOT
 
 # A room may import rooms of a lower floor, and its neighbours as long as that makes no circle.
 FLOORS = {
+    "allocation": 0,
     "errors": 0,
     "checkpoints": 1,
     "model": 1,
@@ -131,9 +132,9 @@ def code_lines(path: Path) -> int:
 def test_the_architecture_is_readable_in_one_sitting():
     """What computes logits, from GPT-1 to gpt-oss, in four files of one concept each."""
     files = [ROOT / "gpt_finetune/model" / f"{name}_gpt.py" for name in ("layers", "attention", "blocks", "modeling")]
-    assert sum(code_lines(path) for path in files) <= 750
-    # with the configuration, the heads and the loss
-    assert sum(code_lines(path) for path in (ROOT / "gpt_finetune/model").glob("*.py")) <= 1450
+    assert sum(code_lines(path) for path in files) <= 650
+    # with the configuration, the heads, the loss and how attention is computed
+    assert sum(code_lines(path) for path in (ROOT / "gpt_finetune/model").glob("*.py")) <= 1550
 
 
 def test_version_is_the_same_everywhere():

@@ -74,6 +74,7 @@ WAYS: dict[str, Way] = {
     **_both("medium products", matmul="medium"),
     **_both("large pages, medium products", environment="large pages", matmul="medium"),
     **_both("bare loop", loop="bare"),
+    "transformers, kept memory": Way(environment="kept memory"),
     "transformers, compiled": Way(compiled=True),
     "transformers Llama": Way("llama"),
     "ours, as Llama": Way("llama", ours=True),

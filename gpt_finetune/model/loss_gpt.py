@@ -13,8 +13,10 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 Head = Callable[[torch.Tensor], torch.Tensor]
-# 128 MiB in float32. Fewer make matrix products too narrow, and add up the head's gradient too often.
-LOGITS_AT_ONCE = 2**25
+# 128 MiB. Fewer make matrix products too narrow, and add up the head's gradient too often.
+LOGITS_AT_ONCE = 2**26  # bytes
+# 2 MiB in float32: what the cores of a CPU keep near them.
+LOGITS_IN_CACHE = 2**19
 
 
 class Terms(NamedTuple):
@@ -110,9 +112,14 @@ def gathers_weights(head: nn.Module) -> bool:
     return shared and "forward" not in vars(head)
 
 
-def rows_at_once(vocab_size: int) -> int:
-    """Return how many tokens make up a piece."""
-    return max(128, LOGITS_AT_ONCE // vocab_size)
+def rows_at_once(vocab_size: int, dtype: torch.dtype = torch.float32) -> int:
+    """Return how many tokens make up a piece at most."""
+    return max(128, LOGITS_AT_ONCE // (vocab_size * dtype.itemsize))
+
+
+def even_pieces(length: int, most: int) -> int:
+    """Return the length of pieces that are about equal and have at most so many rows."""
+    return max(1, -(-length // max(1, -(-length // most))))
 
 
 def loss_in_pieces(head: Head, rows: tuple[torch.Tensor, ...], terms: Terms, step: int) -> torch.Tensor:
@@ -183,35 +190,40 @@ class _LinearLoss(torch.autograd.Function):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         exact = dtype == torch.float32
-        matrix, step = weight.to(dtype), rows_at_once(len(weight))
-        buffer = hidden.new_empty((min(step, len(hidden)), len(weight)), dtype=torch.float32)
+        matrix, step = weight.to(dtype), even_pieces(len(hidden), rows_at_once(len(weight), dtype))
+        buffer = hidden.new_empty((min(step, len(hidden)), len(weight)), dtype=dtype)
+        # A cache holds a few rows of logits, and all passes over them find them there; a GPU wants long launches.
+        tile = max(1, LOGITS_IN_CACHE // len(weight)) if device == "cpu" else step
+        work = buffer if exact else buffer.new_empty((min(tile, len(buffer)), len(weight)), dtype=torch.float32)
         wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]
         grads = [
             torch.zeros_like(given, dtype=torch.float32) if needed else None
             for given, needed in zip((hidden, weight, bias), wanted, strict=True)
         ]
-        loss = hidden.new_zeros((), dtype=torch.float32)
+        product = None if grads[1] is None or exact else torch.empty_like(matrix)
+        losses = hidden.new_empty((len(hidden), 1), dtype=torch.float32)
         with torch.autocast(device, enabled=False):
             for begin in range(0, len(hidden), step):
                 here = slice(begin, begin + step)
                 rows, mine = hidden[here].to(dtype), mask[here, None]
-                logits = buffer[: len(rows)]
-                if exact:
-                    torch.mm(rows, matrix.t(), out=logits)
-                else:
-                    logits.copy_(rows @ matrix.t())
-                if bias is not None:
-                    logits.add_(bias)
-                loss += (differentiate_(logits, targets[here, None], terms, any(wanted)) * mine).sum()
-                slopes = logits.to(dtype)
+                logits = torch.mm(rows, matrix.t(), out=buffer[: len(rows)])
+                for first in range(0, len(rows), tile):
+                    some = slice(first, first + tile)
+                    part = logits[some] if exact else work[: len(logits[some])].copy_(logits[some])
+                    if bias is not None:
+                        part.add_(bias)
+                    losses[here][some] = differentiate_(part, targets[here][some, None], terms, any(wanted))
+                    if grads[2] is not None:
+                        grads[2].add_((part * mine[some]).sum(0))
+                    if not exact and any(wanted):
+                        logits[some].copy_(part)
                 if grads[0] is not None:
-                    grads[0][here] = (slopes @ matrix) * mine
+                    grads[0][here] = (logits @ matrix) * mine
                 if grads[1] is not None and exact:
-                    torch.addmm(grads[1], slopes.t(), rows * mine, out=grads[1])
+                    torch.addmm(grads[1], logits.t(), rows * mine, out=grads[1])
                 elif grads[1] is not None:
-                    grads[1].add_(slopes.t() @ (rows * mine.to(dtype)))
-                if grads[2] is not None:
-                    grads[2].add_((logits * mine).sum(0))
+                    grads[1].add_(torch.mm(logits.t(), rows * mine.to(dtype), out=product))
+        loss = (losses.squeeze(1) * mask).sum()
         ctx.save_for_backward(*grads)
         ctx.dtypes = [None if given is None else given.dtype for given in (hidden, weight, bias)]
         return loss

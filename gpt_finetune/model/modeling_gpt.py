@@ -129,6 +129,9 @@ def number_documents(position_ids: torch.Tensor, attention_mask: Any) -> torch.T
 class GPTModel(GPTPreTrainedModel):
     """Embeddings, positions, blocks and the final norm."""
 
+    # What autocast is to keep the residual stream in; None leaves it as the embeddings are.
+    residual_dtype: torch.dtype | None = None
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
         self.embed_tokens = EMBEDDINGS[config.scale_embeddings](config.vocab_size, config.hidden_size)
@@ -202,6 +205,8 @@ class GPTModel(GPTPreTrainedModel):
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past).unsqueeze(0)
 
         hidden_states = self.dropout(self.embed_norm(self.embed_positions(inputs_embeds, position_ids)))
+        if self.residual_dtype is not None and torch.is_autocast_enabled(hidden_states.device.type):
+            hidden_states = hidden_states.to(self.residual_dtype)
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
         for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
             hidden_states = layer(

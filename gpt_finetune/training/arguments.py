@@ -40,6 +40,11 @@ class TrainConfig:
             keeps logits from drifting (PaLM, arXiv:2204.02311, section 5, has 1e-4); 0 leaves it out.
         precision: Arithmetic: auto takes bfloat16 where this machine is faster at it (measured), else float32.
             Weights stay float32.
+        residual: What the residual stream is kept in when products are bfloat16. Its roundings to 8 bits, one a
+            sub-layer, are of the size of those in the sub-layers' own products; float32 leaves them out.
+        short_attention: How rows of up to 512 tokens are trained on where a CPU computes in bfloat16: products rounds
+            scores and weights to bfloat16, as eager attention does, and takes a fraction of the time; fused keeps
+            scores in float32.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
         compile: Compile the model with torch.compile.
         eval_batch_size: Rows a process in one evaluation pass; null means batch_size. Does not change the figures.
@@ -75,6 +80,8 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     z_loss: float = 0.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    residual: Literal["bfloat16", "float32"] = "bfloat16"
+    short_attention: Literal["products", "fused"] = "products"
     gradient_checkpointing: bool = False
     compile: bool = False
     eval_batch_size: int | None = None
@@ -257,6 +264,8 @@ def training_arguments(
         "adam_beta2": config.beta2,
         "max_grad_norm": config.max_grad_norm,
         "bf16": resolve_precision(config.precision, accelerator.type if accelerator else "cpu") == "bfloat16",
+        "residual": config.residual,
+        "short_attention": config.short_attention,
         "activation_checkpointing": config.gradient_checkpointing,
         "torch_compile": config.compile,
         "eval_strategy": "steps" if evaluate and config.eval_steps else "no",

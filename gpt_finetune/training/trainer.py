@@ -15,6 +15,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from gpt_finetune.costs import flops_per_token
 from gpt_finetune.errors import InputError
 from gpt_finetune.training.callbacks import Progress
+from gpt_finetune.training.lean import make_lean
 from gpt_finetune.training.memory import MemoryTrainer
 from gpt_finetune.training.muon import is_vector
 from gpt_finetune.training.pairs import PairLoss, decoder_inputs, is_pair
@@ -75,6 +76,7 @@ class GPTTrainer(ReliableTrainer, MemoryTrainer):
         if self.is_fsdp_enabled and (kind := self.accelerator.state.fsdp_plugin.state_dict_type.name) != _WHOLE:
             problem = "nothing would be saved at the end but shards, beside a pickle that says what they are"
             raise InputError("fsdp_config.fsdp_state_dict_type", kind, problem, f"Set it to {_WHOLE}")
+        make_lean(self.model, self.args)
         # A model that computes its loss piece by piece takes what would else ask for its whole logits.
         self._pieces = "skip_logits" in inspect.signature(base.forward).parameters
         if z_loss and not self._pieces:

@@ -19,8 +19,9 @@ EXACT = {"rtol": 1e-5, "atol": 1e-7}
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    """Sixteen tokens a piece, so that a batch has several, the last one shorter."""
-    monkeypatch.setattr(loss_gpt, "rows_at_once", lambda vocab_size: 16)
+    """At most sixteen tokens a piece, five of them in the cache at once: several of both, the last ones shorter."""
+    monkeypatch.setattr(loss_gpt, "rows_at_once", lambda *_: 16)
+    monkeypatch.setattr(loss_gpt, "LOGITS_IN_CACHE", 5 * VOCAB)
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def compare_on_rank(rank: int, folder: str, x: torch.Tensor) -> None:
     """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    loss_gpt.rows_at_once = lambda vocab_size: 5
+    loss_gpt.rows_at_once = lambda *_: 5
     labels = x.clone()
     labels[1, :9] = -100
     items = (labels[:, 1:] != -100).sum()

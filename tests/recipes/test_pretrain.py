@@ -38,6 +38,7 @@ def test_everything_that_a_run_leaves(finished):
     names = {path.name for path in finished.iterdir()}
     assert names >= {
         "README.md",
+        "backends_gpt.py",
         "checkpoint-3",
         "checkpoint-6",
         "config.json",

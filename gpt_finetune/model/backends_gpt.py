@@ -1,0 +1,254 @@
+"""How attention is computed: transformers' backends, and what is better in their place or fills their gaps.
+
+Shapes: B batch, T query tokens, S key tokens, H query heads, G key-value heads, K head size.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+from transformers.integrations.eager_paged import eager_paged_attention_forward
+from transformers.integrations.flex_attention import compile_friendly_flex_attention, flex_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+# Up to so many keys matrix products train faster than a fused kernel, on a CPU in bfloat16.
+SHORT = 512
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    s_aux: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention as written in the paper: softmax(scale Q K^T) V, with its weights.
+
+    Args:
+        module: The attention layer, read for its group size and mode.
+        query: (B, H, T, K).
+        key: (B, G, S, K).
+        value: (B, G, S, K).
+        attention_mask: Added to the scores, or True for what is seen, (B or 1, 1, T, S), or None.
+        scaling: Factor of the scores.
+        dropout: Probability of dropping an attention weight.
+        s_aux: One more logit a head in each softmax, (H,), which carries no value: a sink.
+        **kwargs: Arguments of other backends.
+
+    Returns:
+        The mixed values (B, T, H, K) and the weights (B, H, T, S).
+    """
+    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
+    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    if s_aux is not None:
+        scores = torch.cat((scores, s_aux[:, None, None].to(scores.dtype).expand(*scores.shape[:-1], 1)), dim=-1)
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)[..., : key.shape[2]]
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+def sdpa_with_sinks(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    s_aux: torch.Tensor,
+    cache: Any = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention with sinks in a fused kernel, which never holds the scores.
+
+    A sink is the logit of one more key, in front, whose value is zero. To get that logit from a dot product, heads
+    grow by a coordinate: sink / scale in each query, 1 in that key, 0 in the others (and by zeros, to a multiple of 8,
+    which kernels like). Where the kernel makes the causal mask itself, it wants a square: a query in front fills it.
+    """
+    if cache is not None:  # continuous batching has it filled here, with keys that have not grown
+        key, value = cache.update(key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=kwargs)
+    size, grown = key.shape[-1], 8 - key.shape[-1] % 8
+    fills_square = attention_mask is None and module.is_causal and query.shape[2] > 1
+    coordinate = nn.functional.pad((s_aux / scaling).to(query.dtype).view(1, -1, 1, 1), (0, grown - 1))
+    query = torch.cat((query, coordinate.expand(*query.shape[:-1], -1)), dim=-1)  # (B, H, T, K + grown)
+    query = nn.functional.pad(query, (0, 0, int(fills_square), 0))
+    key = nn.functional.pad(key, (0, grown, 1, 0))  # (B, G, 1 + S, K + grown)
+    key[:, :, 0, size] = 1.0
+    value = nn.functional.pad(value, (0, grown, 1, 0))
+    if attention_mask is not None:  # True, or 0 where it is added to the scores: the sink is seen by all
+        attention_mask = nn.functional.pad(attention_mask, (1, 0), value=attention_mask.dtype == torch.bool)
+    mixed, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    return mixed[:, int(fills_square) :, :, :size], None  # (B, T, H, K)
+
+
+def flex_also_for_one_token(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: float,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Flex attention, right on a CPU too: torch 2.13, compiled for one, mixes wrong values into a single query."""
+    if query.device.type != "cpu" or query.shape[2] > 1 or not isinstance(attention_mask, BlockMask):
+        return flex_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    mixed = flex_attention(query, key, value, block_mask=attention_mask, enable_gqa=True, scale=scaling)
+    return mixed.transpose(1, 2), None
+
+
+def flex_with_sinks(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: float,
+    s_aux: torch.Tensor,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention with sinks from the log-sum-exp L of the scores: a sink leaves exp(L) / (exp(L) + exp(sink)) of it."""
+    if kwargs.get("dropout"):
+        raise ValueError(f"attention_dropout={kwargs['dropout']}: flex attention has none; use 'sdpa', or set it to 0")
+    # compiled for a CPU, flex attention does not return L
+    attend = flex_attention if query.device.type == "cpu" else compile_friendly_flex_attention
+    options = {"enable_gqa": True, "scale": scaling, "return_aux": AuxRequest(lse=True)}
+    if attend is not flex_attention:
+        options["training"] = module.training
+    mixed, aux = attend(query, key, value, block_mask=attention_mask, **options)  # (B, H, T, K), lse (B, H, T)
+    left = torch.sigmoid(aux.lse - s_aux[:, None]).to(mixed.dtype)
+    return (mixed * left[..., None]).transpose(1, 2).contiguous(), None
+
+
+def in_blocks(attend: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a backend compute a sliding layer block by block, in O(T * window) where a mask alone would take O(T * S).
+
+    A block of queries needs the keys of its own positions and of a window around them; what else its slice of the mask
+    hides (padding, other documents) stays hidden. Texts of at most two windows are computed whole, and so are those
+    that continue a cache, which continuous batching passes here, and compiled code, whose loops would fix the length.
+    """
+
+    @functools.wraps(attend)
+    def attend_in_blocks(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        sliding_window: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        length = query.shape[2]
+        whole = sliding_window is None or attention_mask is None or "cache" in kwargs or torch.compiler.is_compiling()
+        if whole or length != key.shape[2] or length <= 2 * sliding_window:
+            return attend(module, query, key, value, attention_mask, **kwargs)
+        parts = []
+        for start in range(0, length, sliding_window):
+            stop = min(length, start + sliding_window)
+            # a window looks back over the token itself and window - 1 more, or at window tokens to each side
+            near = slice(max(0, start - sliding_window), stop if module.is_causal else stop + sliding_window)
+            mask = attention_mask[..., start:stop, near]
+            parts.append(attend(module, query[:, :, start:stop], key[:, :, near], value[:, :, near], mask, **kwargs)[0])
+        return torch.cat(parts, dim=1), None  # (B, T, H, K)
+
+    return attend_in_blocks
+
+
+class _Products(torch.autograd.Function):
+    """softmax(scale Q K^T + mask) V by matrix products: (N, T, K), (N, S, K), (N, S, K) -> (N, T, K), N = B * H."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+    ) -> torch.Tensor:
+        """Keep the weights, (N, T, S), for the backward pass."""
+        seen = query.new_zeros(()) if mask is None else mask
+        weights = torch.baddbmm(seen, query, key.mT, beta=float(mask is not None), alpha=scale)
+        torch.softmax(weights, -1, out=weights)  # within, it is float32
+        ctx.save_for_backward(query, key, value, weights)
+        ctx.scale = scale
+        return torch.bmm(weights, value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Differentiate by query, key and value."""
+        query, key, value, weights = ctx.saved_tensors
+        scores = torch._softmax_backward_data(torch.bmm(slope, value.mT), weights, -1, weights.dtype)
+        by_query, by_key = torch.bmm(scores, key).mul_(ctx.scale), torch.bmm(scores.mT, query).mul_(ctx.scale)
+        return by_query, by_key, torch.bmm(weights.mT, slope), None, None
+
+
+def short_by_products(attend: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a backend train on short rows by plain matrix products, where a layer is told so (`by_products`).
+
+    In bfloat16 on a CPU the backward pass of torch's fused kernel takes several times as long. Scores and weights are
+    rounded to bfloat16 here, as eager attention rounds them, and (B, H, T, S) weights are kept.
+    """
+
+    @functools.wraps(attend)
+    def attend_by_products(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        fits = module.by_products and query.shape[2] > 1 and key.shape[2] <= SHORT
+        trains = query.device.type == "cpu" and query.requires_grad and not torch.compiler.is_compiling()
+        autocast = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if autocast else query.dtype
+        if not (fits and trains) or dropout or dtype != torch.bfloat16:
+            return attend(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+        shape, groups = query.shape, module.num_key_value_groups
+        mask = additive_mask(module, attention_mask, shape, key.shape[2], dtype)
+        if groups > 1:
+            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        with torch.autocast("cpu", enabled=False):
+            mixed = _Products.apply(*(given.to(dtype).flatten(0, 1) for given in (query, key, value)), mask, scaling)
+        return mixed.view(shape).transpose(1, 2), None  # (B, T, H, K)
+
+    return attend_by_products
+
+
+def additive_mask(
+    module: nn.Module, mask: torch.Tensor | None, shape: torch.Size, keys: int, dtype: torch.dtype
+) -> torch.Tensor | None:
+    """Return what is added to the scores, (B * H, T, S) without copies where all rows share it, or None."""
+    lowest = torch.finfo(dtype).min
+    if mask is None and not module.is_causal:
+        return None
+    if mask is None:  # as in torch's kernel, a query sees keys up to its own place
+        mask = torch.full((1, 1, shape[2], keys), lowest, dtype=dtype).triu_(1)
+    elif mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, lowest)
+    return mask.to(dtype).expand(*shape[:2], *mask.shape[-2:]).flatten(0, 1)
+
+
+# transformers' function for an `attn_implementation` -> ours, where that is not the best
+BETTER: dict[Callable[..., Any], Callable[..., Any]] = {
+    sdpa_attention_forward: short_by_products(in_blocks(sdpa_attention_forward)),
+    flex_attention_forward: flex_also_for_one_token,
+}
+# the same for layers with sinks: those of transformers that know of none would leave them out in silence
+WITH_SINKS: dict[Callable[..., Any], Callable[..., Any]] = {
+    eager_attention_forward: eager_attention_forward,
+    sdpa_attention_forward: in_blocks(sdpa_with_sinks),
+    flex_attention_forward: flex_with_sinks,
+    eager_paged_attention_forward: eager_paged_attention_forward,  # of continuous batching; reads the layer's own
+}
