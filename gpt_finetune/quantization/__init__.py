@@ -1,4 +1,4 @@
-"""Weights in 8 or 4 bits for generation on CPU, through the quantizer interface of transformers.
+"""Weights in 8 or 4 bits, or laid out anew, for generation on CPU, through the quantizer interface of transformers.
 
 `AutoModelForCausalLM.from_pretrained(path, quantization_config=WeightOnlyConfig(bits=8))` quantises while it loads.
 """
@@ -13,6 +13,7 @@ from gpt_finetune.errors import InputError, did_you_mean
 QUANTIZE: dict[str, dict[str, Any]] = {
     "int8": {"bits": 8},
     "int4": {"bits": 4},
+    "bf16": {"bits": 16, "head_bits": 16},
 }
 
 

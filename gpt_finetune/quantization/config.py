@@ -15,13 +15,15 @@ METHOD = "gpt_finetune_weight_only"
 
 
 class WeightOnlyConfig(QuantizationConfigMixin):
-    """Quantise the weights of linear layers and of the input embedding, which always takes 8 bits.
+    """Quantise the weights of linear layers and of the input embedding, which takes 8 bits unless `bits` is 16.
 
     Args:
-        bits: 8, symmetric with one scale an output; or 4, with a scale and a zero a group of inputs.
-        backend: `split` (8 bits only) and `packed` compute with activations of three times 7 bits and of bfloat16: the
-            first needs no bfloat16 instructions and is the more exact; `auto` takes the fastest that this machine's
-            torch has. An output layer of other bits than the backend has takes `auto`.
+        bits: 8, symmetric with one scale an output; 4, with a scale and a zero a group of inputs; or 16, bfloat16 in
+            the layout that its product reads fastest.
+        backend: What activations are computed in. `dot` (8 bits only) takes them in two times 8 bits, of float32 in
+            three, and needs VNNI instructions; `split` (8 bits only) in three times 7 bits, anywhere; `packed` in
+            bfloat16. `auto` takes the fastest that this machine's torch has. An output layer of other bits than the
+            backend has takes `auto`.
         group_size: Inputs that share a scale, for 4 bits.
         head_bits: Of the output layer, whose 4-bit form costs most of the quality: on SmolLM2-135M-Instruct perplexity
             rose by 4.7% with it and by 0.0% with the head left whole.
@@ -54,13 +56,13 @@ class WeightOnlyConfig(QuantizationConfigMixin):
             problem = "there is no such field"
             raise InputError(f"quantization_config.{name}", value, problem, did_you_mean(name, known))
         if bits not in {bits for bits, _ in KERNELS}:
-            raise InputError("quantization_config.bits", bits, "there is no kernel for it", "Take 8 or 4")
+            raise InputError("quantization_config.bits", bits, "there is no kernel for it", "Take 16, 8 or 4")
         backends = ["auto", *(name for width, name in KERNELS if width == bits)]
         if backend not in backends:
             problem = f"{bits} bits have no such backend"
             raise InputError("quantization_config.backend", backend, problem, did_you_mean(backend, backends))
         if head_bits not in {bits for bits, _ in KERNELS}:
-            raise InputError("quantization_config.head_bits", head_bits, "there is no kernel for it", "Take 8 or 4")
+            raise InputError("quantization_config.head_bits", head_bits, "there is no kernel for it", "Take 16, 8 or 4")
         if group_size not in GROUPS:
             problem = "the kernel has no such group"
             raise InputError("quantization_config.group_size", group_size, problem, f"Take one of {GROUPS}")

@@ -7,19 +7,20 @@ Shapes: N rows of activations, O outputs, I inputs, G groups of inputs.
 from __future__ import annotations
 
 import warnings
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gpt_finetune.quantization.opaque import Opaque
+
 GROUPS = (32, 64, 128)  # what torch's 4-bit kernel takes, 256 left out: too coarse
+_ALIGNED = 64  # bytes of the widest vector
 _BLOCK = 64  # outputs that the 4-bit kernel takes at once, on the widest processor
 # Rows from which 8-bit weights are spelt out as floats first: that costs about what 30 rows cost in the kernel.
 _MANY = 32
-_HALF = 63  # the largest whole number of a part of an activation: 1 to 127 of 7 bits around 64
-_STEP = 2 * _HALF  # what rounding left is at most a half: the next part is so many times as fine
-_TINY = 1e-30  # below it a row counts as nothing: 63 times its inverse would not be finite
+_TINY = 1e-30  # below it a row counts as nothing: 127 times its inverse would not be finite
 _AT_ONCE = 256  # rows that are split together, so that what they take stays small beside the result
 
 
@@ -29,8 +30,8 @@ class Kernel(Protocol):
     def __init__(self, weight: Tensor, scale: Tensor, group_size: int) -> None:
         """Take the matrix as it is stored."""
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Multiply: (N, I) -> (N, O), in the dtype of `x`."""
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Multiply and add the bias: (N, I) -> (N, O), in the dtype of `x`."""
 
     def stored(self) -> Tensor:
         """Return the matrix as `quantize` made it."""
@@ -78,13 +79,23 @@ class _EightBit:
         return quantize_rows(weight)
 
 
-class PackedEight(_EightBit):
+def _add(y: Tensor, bias: Tensor | None) -> Tensor:
+    return y if bias is None else y + bias
+
+
+class PackedEight(_EightBit, Opaque):
     """int8 weights, bfloat16 activations: `torch._weight_int8pack_mm`, which is slow for other dtypes."""
 
     def __init__(self, weight: Tensor, scale: Tensor, group_size: int) -> None:
-        self.weight, self.scale, self.short_scale = weight, scale, scale.to(torch.bfloat16)
+        super().__init__(len(weight))
+        # torch 2.13 reads the weights by instructions that fault between boundaries, where those of a file may stand
+        self.weight = weight if weight.data_ptr() % _ALIGNED == 0 else weight.clone()
+        self.scale, self.short_scale = scale, scale.to(torch.bfloat16)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return _add(self.product(x), bias)
+
+    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if len(x) >= _MANY:
             return functional.linear(x, self.weight.to(x.dtype)).mul_(self.scale.to(x.dtype))
         return torch._weight_int8pack_mm(x.to(torch.bfloat16), self.weight, self.short_scale).to(x.dtype)
@@ -100,16 +111,79 @@ class PackedEight(_EightBit):
         return "" if hasattr(torch, "_weight_int8pack_mm") else "has no _weight_int8pack_mm"
 
 
-class SplitEight(_EightBit):
-    """int8 weights and activations of three times 7 bits: FBGEMM's product, which reads the weights once for all three.
+class _InParts(_EightBit, Opaque):
+    """int8 weights and activations in parts of few bits, which one product takes together: it reads the weights once.
 
-    A row of activations is its largest value times (h0 + h1 / 126 + h2 / 126^2) / 63, with each h rounded to whole
-    numbers within 63 and the next one made of what rounding left: 1e-5 of the result is lost even where one activation
-    is a hundred times the others (one rounding alone would lose 0.1), and no row sees another. Sums stay exact in 16
-    bits, so processors without VNNI are right, too.
+    A row of activations is its largest value times (h0 + h1 / 2w + h2 / 4w^2) / w, with each h rounded to whole numbers
+    within w and the next one made of what rounding left; no row sees another. Activations in bfloat16, which have lost
+    2e-3 of each value already, take two parts, others three.
     """
 
+    whole: int  # w above
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        if len(x) <= _AT_ONCE:
+            return self._in_parts(x, bias)
+        return torch.cat([self._in_parts(rows, bias) for rows in x.split(_AT_ONCE)])
+
+    def _in_parts(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        unit = torch.linalg.vector_norm(x, torch.inf, 1, keepdim=True, dtype=torch.float32)
+        unit = unit.clamp_(min=_TINY).mul_(1 / self.whole)
+        left, parts = x / unit, []  # (N, I), within w
+        for _ in range(1 if x.dtype == torch.bfloat16 else 2):
+            parts.append(left.round())
+            left = (left - parts[-1]).mul_(2 * self.whole)  # what rounding left is at most a half
+        products = self.product(torch.cat((*parts, left))).split(len(x))
+        y = products[-1]
+        for coarser in products[-2::-1]:
+            y = torch.add(coarser, y, alpha=0.5 / self.whole)
+        y = y.mul_(unit)
+        return (y if bias is None else y.add_(bias)).to(x.dtype)
+
+
+class DotEight(_InParts):
+    """Activations of two or three times 8 bits: oneDNN's product, by AMX or VNNI instructions.
+
+    At most 1.6e-5 of a row's largest value is lost of activations in bfloat16, 6e-8 of others.
+    """
+
+    whole = 127
+
     def __init__(self, weight: Tensor, scale: Tensor, group_size: int) -> None:
+        super().__init__(len(weight))
+        self.packed, self.scale, self.size = torch.ops.onednn.qlinear_prepack(weight, None), scale, weight.nbytes
+        self.zeros = torch.zeros(len(scale), dtype=torch.long)
+
+    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        about: Any = (self.packed, self.scale, self.zeros, None, 1.0, 0, torch.float32, "none", [], "")
+        return torch.ops.onednn.qlinear_pointwise(x.round().to(torch.int8), 1.0, 0, *about)
+
+    def stored(self) -> Tensor:
+        return self.packed.to_dense().T.contiguous()
+
+    def nbytes(self) -> int:
+        return self.size
+
+    @staticmethod
+    def missing() -> str:
+        if not torch.backends.mkldnn.is_available():
+            return "was built without oneDNN"
+        # without them sums of two products are cut at 16 bits
+        return "" if torch.cpu._is_vnni_supported() else "finds no VNNI instructions"
+
+
+class SplitEight(_InParts):
+    """Activations of two or three times 7 bits: FBGEMM's product, on any processor.
+
+    Of activations in bfloat16, 6e-5 of a row's largest value is lost at most; of others 1e-5 of the result even where
+    one activation is a hundred times the rest (one rounding alone would lose 0.1). Sums stay exact in 16 bits, so
+    processors without VNNI are right, too.
+    """
+
+    whole = 63  # 1 to 127 of 7 bits around 64
+
+    def __init__(self, weight: Tensor, scale: Tensor, group_size: int) -> None:
+        super().__init__(len(weight))
         before = torch.backends.quantized.engine
         torch.backends.quantized.engine = "fbgemm"  # decides the layout of what is packed now
         try:
@@ -120,23 +194,11 @@ class SplitEight(_EightBit):
             self.packed = torch.ops.quantized.linear_prepack(whole, None)
         finally:
             torch.backends.quantized.engine = before
-        self.size, self.finer = weight.nbytes, torch.tensor([1.0, _STEP]).view(2, 1, 1)
+        self.size = weight.nbytes
 
-    def __call__(self, x: Tensor) -> Tensor:
-        if len(x) <= _AT_ONCE:
-            return self._multiply(x)
-        return torch.cat([self._multiply(rows) for rows in x.split(_AT_ONCE)])
-
-    def _multiply(self, x: Tensor) -> Tensor:
-        rows = x.float()
-        unit = rows.abs().amax(1, keepdim=True).clamp_(min=_TINY).div_(_HALF)
-        whole = rows / unit  # (N, I), within 63
-        left = whole * self.finer  # (2, N, I): in units of the first part, and of the second
-        left = left.sub_(left.round()).mul_(_STEP)
-        parts = torch.cat((whole, left.view(-1, x.shape[1])))  # (3 N, I)
-        products = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(parts, 1.0, _HALF + 1, self.packed)
-        first, second, third = products.view(3, len(x), -1).unbind()
-        return first.add_(second, alpha=1 / _STEP).add_(third, alpha=_STEP**-2).mul_(unit).to(x.dtype)
+    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        middle, packed = self.whole + 1, self.packed
+        return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x, 1.0, middle, packed)
 
     def stored(self) -> Tensor:
         return torch.ops.quantized.linear_unpack(self.packed)[0].int_repr()
@@ -149,20 +211,24 @@ class SplitEight(_EightBit):
         return "" if "fbgemm" in torch.backends.quantized.supported_engines else "was built without FBGEMM"
 
 
-class PackedFour:
+class PackedFour(Opaque):
     """Weights of 4 bits in groups, bfloat16 activations: `torch.ops.aten._weight_int4pack_mm_for_cpu`.
 
     A weight is (q - 8) x scale + zero, with q of 0 to 15; two stand in a stored byte, the first in its low half.
     """
 
     def __init__(self, weight: Tensor, scale: Tensor, group_size: int) -> None:
-        self.outputs, self.group_size = len(weight), group_size
+        super().__init__(len(weight))
+        self.group_size = group_size
         more = -self.outputs % _BLOCK  # vocabularies have any size: rows of nothing fill the last block
         levels = torch.stack([weight & 15, weight >> 4], -1).flatten(1).to(torch.int32)  # (O, I)
         self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(functional.pad(levels, (0, 0, 0, more)), 1)
         self.scale = functional.pad(scale.to(torch.bfloat16), (0, 0, 0, more)).contiguous()  # (G, O, 2)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return _add(self.product(x), bias)
+
+    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
         short = x.to(torch.bfloat16)
         full = torch.ops.aten._weight_int4pack_mm_for_cpu(short, self.packed, self.group_size, self.scale)
         return full[:, : self.outputs].to(x.dtype)
@@ -205,13 +271,55 @@ class PackedFour:
         return levels[:, ::2] | levels[:, 1::2] << 4, scale
 
 
+class PackedSixteen(Opaque):
+    """Weights of bfloat16 in oneDNN's own layout, bfloat16 activations: what a plain layer rearranges at each call."""
+
+    def __init__(self, weight: Tensor, scale: Tensor, group_size: int) -> None:
+        super().__init__(len(weight))
+        self.packed, self.size = torch.ops.mkldnn._reorder_linear_weight(weight), weight.nbytes
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return self.product(x, bias)
+
+    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        short = None if bias is None else bias.to(torch.bfloat16)
+        y = torch.ops.mkldnn._linear_pointwise(x.to(torch.bfloat16), self.packed, short, "none", [], "")
+        return y.to(x.dtype)
+
+    def stored(self) -> Tensor:
+        return self.packed.to_dense()
+
+    def nbytes(self) -> int:
+        return self.size
+
+    @staticmethod
+    def missing() -> str:
+        if not torch.backends.mkldnn.is_available():
+            return "was built without oneDNN"
+        return "" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "finds no instructions for bfloat16"
+
+    @staticmethod
+    def fits(outputs: int, inputs: int, group_size: int) -> bool:
+        return True
+
+    @staticmethod
+    def empty(outputs: int, inputs: int, group_size: int) -> tuple[Tensor, Tensor]:
+        return torch.empty(outputs, inputs, dtype=torch.bfloat16), torch.empty(0)
+
+    @staticmethod
+    def quantize(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+        return weight.to(torch.bfloat16, copy=True).contiguous(), torch.empty(0)
+
+
 KERNELS: dict[tuple[int, str], type[Kernel]] = {
+    (16, "packed"): PackedSixteen,
+    (8, "dot"): DotEight,
     (8, "packed"): PackedEight,
     (8, "split"): SplitEight,
     (4, "packed"): PackedFour,
 }
 # Bits -> backends, the fastest first; all of them keep the quality.
-BEST: dict[int, tuple[str, ...]] = {8: ("split", "packed"), 4: ("packed",)}
+BEST: dict[int, tuple[str, ...]] = {16: ("packed",), 8: ("dot", "split", "packed"), 4: ("packed",)}
 
 
 def choose(bits: int, backend: str) -> type[Kernel]:

@@ -57,8 +57,7 @@ class QuantizedLinear(nn.Module):
         if x.device.type != "cpu" or self.kernel is None:
             problem = "its quantised weights are laid out for the CPU"
             raise InputError("device", str(x.device), problem, "Leave the model there, or load it without quantisation")
-        y = self.kernel(x.reshape(-1, self.in_features)).unflatten(0, x.shape[:-1])  # (..., O)
-        return y if self.bias is None else y + self.bias
+        return self.kernel(x.reshape(-1, self.in_features), self.bias).view(*x.shape[:-1], -1)  # (..., O)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -115,6 +114,8 @@ def replacement(
     if any(f".{name}".endswith(f".{skipped}") for skipped in config.skip_modules):
         return None
     if is_input and type(module) is nn.Embedding:
+        if config.bits == 16:  # looked up, not multiplied
+            return None
         table = module.weight
         return QuantizedEmbedding(len(table), table.shape[1], table.dtype) if table.numel() >= _SMALL else None
     matrix = matrix_of(module)

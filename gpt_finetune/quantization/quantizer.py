@@ -73,6 +73,11 @@ class WeightOnlyQuantizer(HfQuantizer):
         return True
 
     @property
+    def is_compileable(self) -> bool:
+        """Say that `generate` may compile the model: products stay calls."""
+        return True
+
+    @property
     def is_trainable(self) -> bool:
         """Say that neither it nor adapters on it can be trained."""
         return False
