@@ -202,6 +202,14 @@ SECTIONS = (
         training,
     ),
     Section(
+        "bfloat16",
+        ("precision",),
+        "precision.py",
+        "Does training in bfloat16 learn what training in float32 learns? Losses in nats a token; distances are from "
+        "float32 with the same seed, of means over windows of fifty steps.",
+        anything,
+    ),
+    Section(
         "Loss per minute",
         ("loss-per-minute",),
         "loss_per_minute.py",

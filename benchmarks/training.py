@@ -73,10 +73,11 @@ def training_flops(size: Size) -> int:
 
 
 def disagreement(found: dict[str, Figures]) -> dict[str, float]:
-    """Return how far the last losses lie apart, by architecture; ways with less exact products are left out."""
+    """Return how far the last losses lie apart, by architecture; ways that round more are left out."""
     groups: dict[str, list[float]] = {}
     for name, figures in found.items():
-        if WAYS[name].matmul == "highest" and WAYS[name].model in ("gpt2", "llama"):
+        exact = WAYS[name].matmul == "highest" and not WAYS[name].narrow
+        if exact and WAYS[name].model in ("gpt2", "llama"):
             groups.setdefault(WAYS[name].model, []).append(figures["last_loss"])
     return {model: max(losses) - min(losses) for model, losses in groups.items() if len(losses) > 1}
 

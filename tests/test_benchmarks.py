@@ -11,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from support import ROOT
 
-SCRIPTS = ["data", "loss", "loss_per_minute", "scaling", "startup", "table", "training"]
+SCRIPTS = ["data", "loss", "loss_per_minute", "precision", "scaling", "startup", "table", "training"]
 
 
 @pytest.fixture
@@ -241,3 +241,21 @@ def test_pictures_are_the_same_for_the_same_figures(load, tmp_path):
         draw(examples[name], tmp_path / f"{name}.svg")
         assert first == (tmp_path / f"{name}.svg").read_bytes()
         assert len(first) < 60_000
+
+
+def test_distances_of_bfloat16_are_those_to_float32_of_the_same_seed(load):
+    script = load("precision")
+    assert script.smooth([9.0, 9.0, 4.0, 2.0, 1.0], window=2) == [3.0, 1.0]  # the first window falls steeply
+    assert script.smooth([1.0, 3.0], window=2) == [2.0]
+
+    def run(held_out: float, *training: float) -> dict:
+        return {"held_out_loss": held_out, "training": list(training)}
+
+    told = script.compare(
+        {"float32": [run(2.0, 3.0, 2.5), run(2.2, 3.1, 2.4)], "bfloat16": [run(2.1, 3.0, 2.6), run(2.3, 3.0, 2.4)]}
+    )
+    assert told["float32"]["largest_distance_of_training_loss"] == 0
+    assert told["bfloat16"]["largest_distance_of_training_loss"] == pytest.approx(0.1)
+    assert told["bfloat16"]["mean_distance_of_training_loss"] == pytest.approx(0.05)
+    assert told["bfloat16"]["held_out_loss"] == pytest.approx(2.2)
+    assert told["float32, another seed"]["largest_distance_of_training_loss"] == pytest.approx(0.1)

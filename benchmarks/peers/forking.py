@@ -29,11 +29,9 @@ def forked(measure: Callable[[], Figures]) -> Figures:
         status = 1
         try:
             os.close(reading)
-            clear_peak()
-            before = peak_mb()
-            figures = measure()
+            figures = beyond_now(measure)
             with os.fdopen(writing, "w") as told:
-                told.write(json.dumps({"peak_mb": round(peak_mb() - before, 1), **figures}))
+                told.write(json.dumps(figures))
             status = 0
         except BaseException:
             traceback.print_exc()
@@ -46,6 +44,14 @@ def forked(measure: Callable[[], Figures]) -> Figures:
     if status:
         raise Failed(f"its process ended with status {status}")
     return json.loads(said)
+
+
+def beyond_now(measure: Callable[[], Figures]) -> Figures:
+    """Return what a function says, with `peak_mb`: the most memory that this process held beyond what it holds now."""
+    clear_peak()
+    before = peak_mb()
+    figures = measure()
+    return {"peak_mb": round(peak_mb() - before, 1), **figures}
 
 
 def clear_peak() -> None:

@@ -93,6 +93,7 @@ def under_trainer(way: Way, size: Size, weights: Path, steps: int, precision: st
         beta2=BETAS[1],
         max_grad_norm=CLIP,
         compile=way.compiled,
+        residual="bfloat16" if way.narrow else "float32",
         trainer={"train_sampling_strategy": "sequential"},
     )
     rows = batches(size, 1 + steps)

@@ -48,6 +48,7 @@ class Way:
         environment: A key of `measuring.ENVIRONMENTS`.
         matmul: As `torch.set_float32_matmul_precision` takes it; below highest, products may be less than float32.
         compiled: With torch.compile.
+        narrow: With the residual stream in bfloat16 (`train.residual=bfloat16`), where products are.
     """
 
     model: str = "gpt2"
@@ -56,6 +57,10 @@ class Way:
     environment: str = "plain"
     matmul: str = "highest"
     compiled: bool = False
+    narrow: bool = False
+
+
+NARROW = "ours, narrow stream"
 
 
 def _both(suffix: str, **fields: str) -> dict[str, Way]:
@@ -75,6 +80,7 @@ WAYS: dict[str, Way] = {
     **_both("large pages, medium products", environment="large pages", matmul="medium"),
     **_both("bare loop", loop="bare"),
     "transformers, kept memory": Way(environment="kept memory"),
+    NARROW: Way(ours=True, narrow=True),
     "transformers, compiled": Way(compiled=True),
     "transformers Llama": Way("llama"),
     "ours, as Llama": Way("llama", ours=True),
@@ -88,6 +94,7 @@ SAME_ENVIRONMENT = (*AS_SHIPPED, *(f"{side}, large pages" for side in AS_SHIPPED
 SETS: dict[str, tuple[str, ...]] = {
     "as-shipped": AS_SHIPPED,
     "environment": SAME_ENVIRONMENT,
+    "bfloat16": (*AS_SHIPPED, NARROW, "transformers, kept memory", "transformers, large pages", "litgpt"),
     "peers": (*AS_SHIPPED, "transformers, compiled", "transformers, bare loop", "litgpt", "transformers Llama"),
     "all": tuple(WAYS),
 }

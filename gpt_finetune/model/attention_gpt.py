@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .backends_gpt import BETTER, WITH_SINKS, eager_attention_forward
 from .configuration_gpt import GPTConfig
-from .layers_gpt import make_norm, residual_projection
+from .layers_gpt import cast_once, make_norm, residual_projection
 
 # ------------------------------------------------------------------------------------------------------ rotation
 
@@ -144,6 +144,7 @@ class GPTAttention(nn.Module):
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Mix tokens: (B, T, D) -> (B, T, D) and, where the backend has them, the weights (B, H, T, S)."""
+        hidden_states = cast_once(hidden_states)
         query = self.q_norm(self.heads(self.q_proj(hidden_states))).transpose(1, 2)  # (B, H, T, K)
         key = self.k_norm(self.heads(self.k_proj(hidden_states))).transpose(1, 2)  # (B, G, T, K)
         value = self.heads(self.v_proj(hidden_states)).transpose(1, 2)  # (B, G, T, K)

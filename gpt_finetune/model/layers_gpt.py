@@ -172,6 +172,14 @@ def make_gate(config: GPTConfig) -> Gate:
     return (Gate if config.swiglu_limit is None else ClampedGate)(config)
 
 
+def cast_once(x: torch.Tensor) -> torch.Tensor:
+    """Return what autocast would make of `x` for a product, where several take it: one cast instead of one for each."""
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return x
+    return x.to(torch.get_autocast_dtype(device))
+
+
 def residual_projection(in_features: int, out_features: int, bias: bool) -> nn.Linear:
     """Return a linear layer marked as adding to the residual stream, which its initial weights heed.
 
@@ -208,6 +216,7 @@ class GPTGatedMLP(GPTMLP):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Transform each token by itself: (B, T, D) -> (B, T, F) -> (B, T, D)."""
+        hidden_states = cast_once(hidden_states)
         inner = self.act_fn(self.gate_proj(hidden_states), self.up_proj(hidden_states))
         return self.dropout(self.down_proj(inner))
 

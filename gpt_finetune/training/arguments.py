@@ -40,8 +40,9 @@ class TrainConfig:
             keeps logits from drifting (PaLM, arXiv:2204.02311, section 5, has 1e-4); 0 leaves it out.
         precision: Arithmetic: auto takes bfloat16 where this machine is faster at it (measured), else float32.
             Weights stay float32.
-        residual: What the residual stream is kept in when products are bfloat16. Its roundings to 8 bits, one a
-            sub-layer, are of the size of those in the sub-layers' own products; float32 leaves them out.
+        residual: What the residual stream is kept in when products are bfloat16. bfloat16 takes less time and memory,
+            and rounds the stream to 8 bits after each sub-layer: gradients are up to 2.5 times as far from float32's as
+            they are with the stream in float32.
         short_attention: How rows of up to 512 tokens are trained on where a CPU computes in bfloat16: products rounds
             scores and weights to bfloat16, as eager attention does, and takes a fraction of the time; fused keeps
             scores in float32.
@@ -80,7 +81,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     z_loss: float = 0.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    residual: Literal["bfloat16", "float32"] = "bfloat16"
+    residual: Literal["float32", "bfloat16"] = "float32"
     short_attention: Literal["products", "fused"] = "products"
     gradient_checkpointing: bool = False
     compile: bool = False
