@@ -113,7 +113,7 @@ def test_products_are_those_of_the_rounded_matrix(key, outputs, group_size):
     torch.compiler.reset()  # each kernel compiles this line anew
     compiled = torch.compile(lambda x: kernel(x).sum(), backend="aot_eager", fullgraph=True)
     assert torch.allclose(compiled(torch.ones(3, 128)), kernel(torch.ones(3, 128)).sum())
-    for rows in (1, 7, 40):
+    for rows in (1, 7, 40, 130):
         x = torch.randn(rows, 128)
         exact = x @ weight.T
         error = (kernel(x) - exact).norm() / exact.norm()
@@ -282,3 +282,15 @@ def test_bfloat16_weights_in_another_layout_are_the_same(folders, tmp_path):
     again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     with torch.no_grad():
         assert torch.equal(again(rows).logits.float(), found)
+
+
+def test_4_bits_are_spelt_out_as_the_kernel_reads_them(monkeypatch):
+    from gpt_finetune.quantization import kernels
+
+    kernel = kernels.PackedFour(*kernels.PackedFour.quantize(torch.randn(80, 128) + 0.5, 64), 64)
+    x = torch.randn(kernels._MANY_FOR_FOUR, 128)
+    found = kernel(x)
+    monkeypatch.setattr(kernels, "_is_in_halves", lambda: False)  # as where torch packs in another order
+    exact = kernel(x)
+    assert found.shape == exact.shape
+    assert (found - exact).norm() < 5e-3 * exact.norm()

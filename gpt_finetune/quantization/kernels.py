@@ -7,6 +7,7 @@ Shapes: N rows of activations, O outputs, I inputs, G groups of inputs.
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +21,7 @@ _ALIGNED = 64  # bytes of the widest vector
 _BLOCK = 64  # outputs that the 4-bit kernel takes at once, on the widest processor
 # Rows from which 8-bit weights are spelt out as floats first: that costs about what 30 rows cost in the kernel.
 _MANY = 32
+_MANY_FOR_FOUR = 128  # the same for 4 bits, which take twice as long to spell out
 _TINY = 1e-30  # below it a row counts as nothing: 127 times its inverse would not be finite
 _AT_ONCE = 256  # rows that are split together, so that what they take stays small beside the result
 
@@ -211,10 +213,24 @@ class SplitEight(_InParts):
         return "" if "fbgemm" in torch.backends.quantized.supported_engines else "was built without FBGEMM"
 
 
+@cache
+def _is_in_halves() -> bool:
+    """Tell whether this machine's torch packs 64 outputs as it does for AVX-512.
+
+    For each input in turn, the levels of 32 of them stand in low halves of bytes and those of the next 32 in high ones.
+    """
+    levels = torch.arange(2 * _BLOCK * GROUPS[0]).mul_(7).view(2, _BLOCK, GROUPS[0]) // 3 % 16
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels.view(-1, GROUPS[0]).to(torch.int32), 1)
+    low, high = levels.mT.split(_BLOCK // 2, dim=-1)  # (2, inputs, 32)
+    return torch.equal(packed.view(2, GROUPS[0], -1), (low | high << 4).to(torch.uint8))
+
+
 class PackedFour(Opaque):
     """Weights of 4 bits in groups, bfloat16 activations: `torch.ops.aten._weight_int4pack_mm_for_cpu`.
 
     A weight is (q - 8) x scale + zero, with q of 0 to 15; two stand in a stored byte, the first in its low half.
+
+    Many rows, as of a prompt, take the weights spelt out in bfloat16: the kernel would spell them out for each few.
     """
 
     def __init__(self, weight: Tensor, scale: Tensor, group_size: int) -> None:
@@ -230,8 +246,24 @@ class PackedFour(Opaque):
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
         short = x.to(torch.bfloat16)
+        if len(x) >= _MANY_FOR_FOUR and _is_in_halves():
+            return (short @ self.spelt_out())[:, : self.outputs].to(x.dtype)
         full = torch.ops.aten._weight_int4pack_mm_for_cpu(short, self.packed, self.group_size, self.scale)
         return full[:, : self.outputs].to(x.dtype)
+
+    def spelt_out(self) -> Tensor:
+        """Return the weights in bfloat16, (I, O and what fills the last block), in the order that `_is_in_halves`."""
+        groups, outputs, _ = self.scale.shape
+        packed = self.packed.view(outputs // _BLOCK, groups, self.group_size, _BLOCK // 2)
+        levels = torch.empty(*packed.shape[:-1], _BLOCK, dtype=torch.bfloat16)
+        levels[..., : _BLOCK // 2].copy_(packed & 15)
+        levels[..., _BLOCK // 2 :].copy_(packed >> 4)
+        by_block = self.scale.view(groups, -1, _BLOCK, 2).permute(3, 1, 0, 2).unsqueeze(-2).contiguous()
+        scale, zero = by_block.unbind()  # (O / block, G, 1, block)
+        weight = torch.empty(groups * self.group_size, outputs, dtype=torch.bfloat16)
+        target = weight.view(groups, self.group_size, -1, _BLOCK).permute(2, 0, 1, 3)
+        torch.add(levels.sub_(8).mul_(scale), zero, out=target)
+        return weight
 
     def stored(self) -> Tensor:
         """Return the matrix as `quantize` made it: torch cannot unpack it, so the kernel is asked for each column."""
