@@ -11,8 +11,8 @@ import os
 import sys
 
 LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # torch: take what is larger than 2 MB in such pages
-# Whoever has set one of these has chosen already.
-CHOICES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES", "LD_PRELOAD")
+# Whoever has set one of these has chosen already; so has who names a threshold among glibc's tunables.
+CHOICES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "LD_PRELOAD")
 # glibc's malloc.h. What is larger than this is a map of its own and goes back when freed, in large pages cheap to have
 # again: kept with all else, such buffers would make a heap of holes, 100 MB more in a step of 30 M parameters.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -26,7 +26,8 @@ def keep_memory() -> bool:
     Returns:
         Whether the C library heard it: glibc does, unless the environment has chosen otherwise.
     """
-    if not sys.platform.startswith("linux") or any(name in os.environ for name in CHOICES):
+    chosen = any(name in os.environ for name in CHOICES) or "threshold" in os.environ.get("GLIBC_TUNABLES", "")
+    if chosen or not sys.platform.startswith("linux"):
         return False
     os.environ.setdefault(LARGE_PAGES, "1")
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)

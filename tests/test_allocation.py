@@ -14,7 +14,9 @@ ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glib
 
 
 def in_a_new_process(code: str, **environment: str) -> str:
-    around = {name: value for name, value in os.environ.items() if name not in (*CHOICES, LARGE_PAGES)}
+    around = {
+        name: value for name, value in os.environ.items() if name not in (*CHOICES, LARGE_PAGES, "GLIBC_TUNABLES")
+    }
     done = subprocess.run([sys.executable, "-c", code], env=around | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -33,10 +35,15 @@ def test_the_c_library_hears_it():
 
 
 @ON_LINUX
-@pytest.mark.parametrize("name", CHOICES[:-1])
+@pytest.mark.parametrize("name", [*CHOICES[:-1], "GLIBC_TUNABLES"])
 def test_who_has_chosen_is_left_alone(name):
-    value = "glibc.malloc.hugetlb=1" if name == "GLIBC_TUNABLES" else "1000000"
+    value = "glibc.malloc.trim_threshold=1000000" if name == "GLIBC_TUNABLES" else "1000000"
     assert in_a_new_process(HEARD, **{name: value}) == "False None"
+
+
+@ON_LINUX
+def test_large_pages_of_the_heap_go_with_it():
+    assert in_a_new_process(HEARD, GLIBC_TUNABLES="glibc.malloc.hugetlb=1") == "True 1"
 
 
 @ON_LINUX

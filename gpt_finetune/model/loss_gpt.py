@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 # 128 MiB. Fewer make matrix products too narrow, and add up the head's gradient too often.
-LOGITS_AT_ONCE = 2**26  # bytes
+LOGITS_AT_ONCE = 2**27  # bytes
 # 2 MiB in float32: what the cores of a CPU keep near them.
 LOGITS_IN_CACHE = 2**19
 
@@ -157,10 +157,14 @@ def differentiate_(logits: torch.Tensor, targets: torch.Tensor, terms: Terms, wa
         slope = 1 - logits.square() if wanted else None
         logits.mul_(cap)
     right = logits.gather(1, targets)
-    mean = logits.mean(1, keepdim=True) if smoothing else 0.0
+    mean = logits.mean(1, keepdim=True) if smoothing else None
     torch.log_softmax(logits, -1, out=logits)
     total = right - logits.gather(1, targets)  # logarithm of the softmax's denominator
-    losses = total - (1 - smoothing) * right - smoothing * mean + z_loss * total.square()
+    losses = total - right
+    if mean is not None:
+        losses += smoothing * (right - mean)
+    if z_loss:
+        losses += z_loss * total.square()
     if wanted:
         logits.exp_()
         if z_loss:
