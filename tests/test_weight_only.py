@@ -294,3 +294,25 @@ def test_4_bits_are_spelt_out_as_the_kernel_reads_them(monkeypatch):
     exact = kernel(x)
     assert found.shape == exact.shape
     assert (found - exact).norm() < 5e-3 * exact.norm()
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", "bf16"])
+def test_queries_keys_and_values_are_one_product_and_three_layers(folders, name):
+    from gpt_finetune.quantization.joint import NAMES
+
+    model = load(folders[0], name)
+    attention = model.model.layers[0].self_attn
+    x = torch.randn(2, 5, 128)
+    heard = []
+    with torch.no_grad():
+        joint = attention.project(x)
+        alone = [getattr(attention, part)(x) for part in NAMES]
+        handle = attention.k_proj.register_forward_hook(lambda *given: heard.append(given))
+        attention.project(x)
+        handle.remove()
+        attention.project(x)
+    assert all(
+        torch.allclose(one, other, atol=0.02 if name == "bf16" else 1e-6)
+        for one, other in zip(joint, alone, strict=True)
+    )
+    assert len(heard) == 1

@@ -99,6 +99,7 @@ class GPTAttention(nn.Module):
         source_size: Width of what keys and values are made from; None means the residual stream's.
     """
 
+    projects_one_source = True  # `project` may be replaced by what makes all three at once
     by_products = False  # whether short rows are trained on by matrix products, see `short_by_products`
 
     def __init__(self, config: GPTConfig, layer_idx: int, source_size: int | None = None) -> None:
@@ -127,6 +128,10 @@ class GPTAttention(nn.Module):
         """Split the last dimension: (B, T, H * K) -> (B, T, H, K)."""
         return projected.view(*projected.shape[:-1], -1, self.head_dim)
 
+    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Make queries, keys and values: (B, T, D) -> (B, T, H * K) and twice (B, T, G * K)."""
+        return self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+
     def choose(self, attend: Callable[..., Any]) -> Callable[..., Any]:
         """Return what computes attention, given transformers' function for it."""
         return BETTER.get(attend, attend)
@@ -145,9 +150,10 @@ class GPTAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Mix tokens: (B, T, D) -> (B, T, D) and, where the backend has them, the weights (B, H, T, S)."""
         hidden_states = cast_once(hidden_states)
-        query = self.q_norm(self.heads(self.q_proj(hidden_states))).transpose(1, 2)  # (B, H, T, K)
-        key = self.k_norm(self.heads(self.k_proj(hidden_states))).transpose(1, 2)  # (B, G, T, K)
-        value = self.heads(self.v_proj(hidden_states)).transpose(1, 2)  # (B, G, T, K)
+        query, key, value = self.project(hidden_states)
+        query = self.q_norm(self.heads(query)).transpose(1, 2)  # (B, H, T, K)
+        key = self.k_norm(self.heads(key)).transpose(1, 2)  # (B, G, T, K)
+        value = self.heads(value).transpose(1, 2)  # (B, G, T, K)
         query, key = self.rotate(query, position_embeddings), self.rotate(key, position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # (B, G, S, K)
@@ -190,6 +196,8 @@ class GPTSinkAttention(GPTAttention):
 
 class GPTCrossAttention(GPTAttention):
     """Attention to an encoder's states (Vaswani et al. 2017, arXiv:1706.03762 section 3.2.3)."""
+
+    projects_one_source = False
 
     def __init__(self, config: GPTConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx, config.cross_attention_hidden_size)

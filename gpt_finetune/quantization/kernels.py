@@ -2,7 +2,7 @@
 
 Shapes: N rows of activations, O outputs, I inputs, G groups of inputs.
 """
-# ruff: noqa: D102 - `Kernel` says of each method what it does
+# ruff: noqa: D102 - `Product` and `Kernel` say of each method what it does
 
 from __future__ import annotations
 
@@ -26,11 +26,8 @@ _TINY = 1e-30  # below it a row counts as nothing: 127 times its inverse would n
 _AT_ONCE = 256  # rows that are split together, so that what they take stays small beside the result
 
 
-class Kernel(Protocol):
-    """One matrix, quantised and laid out for its product."""
-
-    def __init__(self, weight: Tensor, scale: Tensor, group_size: int) -> None:
-        """Take the matrix as it is stored."""
+class Product(Protocol):
+    """What a layer multiplies by."""
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Multiply and add the bias: (N, I) -> (N, O), in the dtype of `x`."""
@@ -40,6 +37,15 @@ class Kernel(Protocol):
 
     def nbytes(self) -> int:
         """Return what it takes in memory, in bytes, its scale left out."""
+
+
+class Kernel(Product, Protocol):
+    """One matrix, quantised and laid out for its product."""
+
+    scale_dim: int  # along which scales of several matrices stand side by side
+
+    def __init__(self, weight: Tensor, scale: Tensor, group_size: int) -> None:
+        """Take the matrix as it is stored."""
 
     @staticmethod
     def missing() -> str:
@@ -66,7 +72,9 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _EightBit:
-    """What both 8-bit kernels share: how the matrix is made and stored."""
+    """What all 8-bit kernels share: how the matrix is made and stored."""
+
+    scale_dim = 0
 
     @staticmethod
     def fits(outputs: int, inputs: int, group_size: int) -> bool:
@@ -233,6 +241,8 @@ class PackedFour(Opaque):
     Many rows, as of a prompt, take the weights spelt out in bfloat16: the kernel would spell them out for each few.
     """
 
+    scale_dim = 1
+
     def __init__(self, weight: Tensor, scale: Tensor, group_size: int) -> None:
         super().__init__(len(weight))
         self.group_size = group_size
@@ -305,6 +315,8 @@ class PackedFour(Opaque):
 
 class PackedSixteen(Opaque):
     """Weights of bfloat16 in oneDNN's own layout, bfloat16 activations: what a plain layer rearranges at each call."""
+
+    scale_dim = 0
 
     def __init__(self, weight: Tensor, scale: Tensor, group_size: int) -> None:
         super().__init__(len(weight))

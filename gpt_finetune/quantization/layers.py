@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gpt_finetune.errors import InputError
 from gpt_finetune.quantization.config import WeightOnlyConfig
-from gpt_finetune.quantization.kernels import Kernel, choose, quantize_rows
+from gpt_finetune.quantization.kernels import Kernel, Product, choose, quantize_rows
 
 _SMALL = 1 << 12  # weights below which nothing is gained
 _ON_META = torch.device("meta")
@@ -38,7 +38,7 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
         self.bias = bias
-        self.kernel: Kernel | None = None
+        self.kernel: Product | None = None
 
     def quantize(self, weight: Tensor) -> None:
         """Take the values of a matrix (O, I)."""
@@ -51,13 +51,22 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply: (..., I) -> (..., O)."""
+        kernel = self.checked(x)
+        return kernel(x.reshape(-1, self.in_features), self.bias).view(*x.shape[:-1], -1)  # (..., O)
+
+    def checked(self, x: Tensor) -> Product:
+        """Return the kernel, or refuse what it cannot do.
+
+        Raises:
+            InputError: The layer is being trained, or is on another device.
+        """
         if self.training and torch.is_grad_enabled():
             problem = "quantised weights cannot be trained"
             raise InputError("quantization_config", "training", problem, "Train the model first, then quantise it")
         if x.device.type != "cpu" or self.kernel is None:
             problem = "its quantised weights are laid out for the CPU"
             raise InputError("device", str(x.device), problem, "Leave the model there, or load it without quantisation")
-        return self.kernel(x.reshape(-1, self.in_features), self.bias).view(*x.shape[:-1], -1)  # (..., O)
+        return self.kernel
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -13,6 +13,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from gpt_finetune.errors import InputError
 from gpt_finetune.quantization.config import METHOD, WeightOnlyConfig
+from gpt_finetune.quantization.joint import join
 from gpt_finetune.quantization.layers import QuantizedEmbedding, QuantizedLinear, matrix_of, replacement
 
 
@@ -55,8 +56,9 @@ class WeightOnlyQuantizer(HfQuantizer):
                 new.quantize((old.weight if matrix is None else matrix).detach())
                 model.set_submodule(name, new)
             _untie(model)
+        join(model)
         for module in model.modules():
-            if isinstance(module, QuantizedLinear):
+            if isinstance(module, QuantizedLinear) and module.kernel is None:
                 module.pack()
         return model.eval()
 
