@@ -85,10 +85,10 @@ def main(config: AnswerConfig) -> dict[str, float]:
         arguments = training_arguments(config.train, launched.folder, **options)
         others = run_baselines(data) if config.judge.baselines and launched.main else {}
         set_seed(config.train.seed)
-        head = answering.ANSWERER, data.settings()
+        head, batches = (answering.ANSWERER, data.settings()), training.unlabelled(data, config.train.batch_size)
         model = heads.load_with_head(base, *head, config.adapt, config.attn_implementation)
         facts = scratch.base_facts(config.model, model, config.adapt)
-        model = adapt(model, config.adapt, example_batches=training.unlabelled(data, config.train.batch_size))
+        model = adapt(model, config.adapt, example_batches=batches, bf16=arguments.bf16)
         trainer = answering.AnswerTrainer(
             model=model,
             args=arguments,

@@ -81,7 +81,8 @@ def main(config: ChooseConfig) -> dict[str, float]:
         set_seed(config.train.seed)
         model = heads.load_with_head(base, choosing.CHOOSER, data.settings(), method, config.attn_implementation)
         facts = {"base_model": config.model, "method": config.adapt.method}
-        model = adapt(model, method, example_batches=training.unlabelled(data, config.train.batch_size))
+        batches = training.unlabelled(data, config.train.batch_size)
+        model = adapt(model, method, example_batches=batches, bf16=arguments.bf16)
         trainer = training.TaskTrainer(
             model=model,
             args=arguments,

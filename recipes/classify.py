@@ -60,7 +60,7 @@ def main(config: ClassifyConfig) -> dict[str, float]:
     config.adapt.validate()
     from gpt_finetune.data.tokenizer import load_tokenizer
     from gpt_finetune.packaged import locate
-    from gpt_finetune.tasks import classification, folds, heads, scratch
+    from gpt_finetune.tasks import classification, folds, heads, judging, scratch, training
 
     classification.check_method(config.adapt, config.data)
     if config.folds is not None:
@@ -76,7 +76,6 @@ def main(config: ClassifyConfig) -> dict[str, float]:
         from transformers import set_seed
 
         from gpt_finetune.adaptation.methods import adapt
-        from gpt_finetune.tasks import judging, training
         from gpt_finetune.tasks.attribution import explain
         from gpt_finetune.tasks.baselines import run_baselines
 
@@ -89,7 +88,8 @@ def main(config: ClassifyConfig) -> dict[str, float]:
         settings = data.settings() | ({"is_causal": False} if config.bidirectional else {})
         model = heads.load_with_head(base, heads.CLASSIFIER, settings, config.adapt, config.attn_implementation)
         facts = scratch.base_facts(config.model, model, config.adapt)
-        model = adapt(model, config.adapt, example_batches=training.unlabelled(data, config.train.batch_size))
+        batches = training.unlabelled(data, config.train.batch_size)
+        model = adapt(model, config.adapt, example_batches=batches, bf16=arguments.bf16)
         trainer = training.TaskTrainer(
             model=model,
             args=arguments,

@@ -88,7 +88,7 @@ def main(config: FinetuneConfig) -> dict[str, float]:
         base = {"base_model": config.model, "base_fingerprint": fingerprint_of(model)}
         new_rows = grow(model, data.tokenizer, data.added)
         batches = DataLoader(data.train, config.train.batch_size, collate_fn=data.collate)
-        model = adapt(model, config.adapt, new_rows=new_rows, example_batches=batches)
+        model = adapt(model, config.adapt, new_rows=new_rows, example_batches=batches, bf16=arguments.bf16)
         trainer = AnsweringTrainer(
             model=model,
             args=arguments,

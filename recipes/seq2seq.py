@@ -91,7 +91,7 @@ def main(config: Seq2SeqConfig) -> dict[str, float]:
         model = build_pair(config.model, config.data.lengths, data.tokenizer, data.start_id)
         facts = base_facts(config.model.from_pretrained or f"{NEW}{config.model.preset}", model, config.adapt)
         trainer = WritingTrainer(
-            model=adapt(model, config.adapt),
+            model=adapt(model, config.adapt, bf16=arguments.bf16),
             args=arguments,
             train_dataset=data.train,
             eval_dataset=data.validation,

@@ -88,7 +88,8 @@ def main(config: TagConfig) -> dict[str, float]:
         set_seed(config.train.seed)
         model = heads.load_with_head(base, heads.TAGGER, data.settings(), config.adapt, config.attn_implementation)
         facts = scratch.base_facts(config.model, model, config.adapt)
-        model = adapt(model, config.adapt, example_batches=training.unlabelled(data, config.train.batch_size))
+        batches = training.unlabelled(data, config.train.batch_size)
+        model = adapt(model, config.adapt, example_batches=batches, bf16=arguments.bf16)
         trainer = tagging.TagTrainer(
             model=model,
             args=arguments,

@@ -89,7 +89,7 @@ def fingerprint_of(model: nn.Module | str | Path) -> str:
             raise InputError("model", type(model).__name__, problem, "Load it from a folder")
         model = _load(str(source))
     digest = xxhash.xxh3_128()
-    for name, parameter in sorted(_base_weights(model).items()):
+    for name, parameter in sorted(base_weights(model).items()):
         if not name.startswith(below):
             continue
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
@@ -186,7 +186,7 @@ def _recorded(folder: Path) -> str | None:
     return None
 
 
-def _base_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+def base_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return a model's own parameters by the names that they bear without adapters; a shared one counts once."""
     return {
         _WRAPPERS.sub("", name): parameter for name, parameter in model.named_parameters() if not _ADDED.search(name)
@@ -196,7 +196,7 @@ def _base_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 def _below_head(model: nn.Module) -> str:
     """Return how the names begin of what stands below the head of a task; empty where there is none."""
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    named = any(name.startswith(prefix) for name in _base_weights(model))
+    named = any(name.startswith(prefix) for name in base_weights(model))
     return prefix if named and not hasattr(model, "lm_head") else ""
 
 

@@ -24,6 +24,8 @@ class Method:
         learns_tokens: New tokens can be trained along with it.
         quantized: It works on a quantised base.
         pairs: It works on an encoder-decoder.
+        rounds: The base's frozen weights may be kept in bfloat16: it neither saves, moves nor measures them, and its
+            own stay in float32.
     """
 
     summary: str
@@ -36,6 +38,7 @@ class Method:
     learns_tokens: bool = True
     quantized: bool = True
     pairs: bool = True
+    rounds: bool = False
 
 
 _LORA: Any = {
@@ -47,9 +50,13 @@ _PROMPT: Any = {"sizes": {"num_virtual_tokens": "virtual_tokens"}, "learns_token
 
 METHODS: dict[str, Method] = {
     "full": Method("every weight", quantized=False),
-    "lora": Method("low-rank additions to linear layers (arXiv:2106.09685)", **_LORA, experts=True),
+    "lora": Method("low-rank additions to linear layers (arXiv:2106.09685)", **_LORA, experts=True, rounds=True),
     "rslora": Method(
-        "LoRA scaled by alpha / sqrt(rank) (arXiv:2312.03732)", **_LORA, fixed={"use_rslora": True}, experts=True
+        "LoRA scaled by alpha / sqrt(rank) (arXiv:2312.03732)",
+        **_LORA,
+        fixed={"use_rslora": True},
+        experts=True,
+        rounds=True,
     ),
     "dora": Method("LoRA with a magnitude for each output (arXiv:2402.09353)", **_LORA, fixed={"use_dora": True}),
     "pissa": Method(
@@ -63,6 +70,7 @@ METHODS: dict[str, Method] = {
         **_LORA,
         fixed={"init_lora_weights": "eva"},
         pairs=False,  # PEFT tells its tokens by one mask, and the halves read different ones
+        rounds=True,
     ),
     "ia3": Method(
         "a factor for each key, value and inner MLP activation (arXiv:2205.05638)",
@@ -70,8 +78,11 @@ METHODS: dict[str, Method] = {
         targets=("k_proj", "v_proj", "down_proj"),
         merges=True,
         learns_tokens=False,
+        rounds=True,
     ),
-    "prompt_tuning": Method("vectors in front of the input (arXiv:2104.08691)", peft="PromptTuningConfig", **_PROMPT),
+    "prompt_tuning": Method(
+        "vectors in front of the input (arXiv:2104.08691)", "PromptTuningConfig", **_PROMPT, rounds=True
+    ),
     "prefix_tuning": Method(
         "keys and values in front of each layer's (arXiv:2101.00190)", "PrefixTuningConfig", **_PROMPT
     ),
@@ -96,6 +107,9 @@ class AdaptConfig:
         virtual_tokens: Length of what prompt_tuning and prefix_tuning put in front.
         quantization: Keep the base in fewer bits while adapters train on it: int8 (torchao), nf4 (bitsandbytes), or
             none. QLoRA is method=lora with quantization=nf4.
+        frozen_dtype: What the weights that an adapter leaves alone are kept in. auto takes bfloat16 where training
+            computes in it, else float32; dora, pissa and prefix_tuning keep float32 always. Products round them
+            anyway; rounded besides are vectors of token embeddings. Merging, and adapters in use, read the base anew.
         options: Any further field of PEFT's configuration of the method, e.g. `adapt.options.bias=lora_only`; with
             pissa, `adapt.options.init_lora_weights=pissa_niter_4` is near and many times faster.
     """
@@ -108,6 +122,7 @@ class AdaptConfig:
     top_layers: int = 2
     virtual_tokens: int = 16
     quantization: Literal["none", "int8", "nf4"] = "none"
+    frozen_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     options: dict[str, Any] = field(default_factory=dict)
 
     def validate(self, prefix: str = "adapt") -> None:
@@ -140,6 +155,9 @@ class AdaptConfig:
             able = ", ".join(name for name, method in METHODS.items() if method.quantized)
             problem = f"{self.method} changes the weights of the base, which quantised ones cannot follow"
             raise InputError(f"{prefix}.quantization", self.quantization, problem, f"Use none, or one of {able}")
+        if self.frozen_dtype not in ("auto", "float32", "bfloat16"):
+            remedy = did_you_mean(self.frozen_dtype, ("auto", "float32", "bfloat16"))
+            raise InputError(f"{prefix}.frozen_dtype", self.frozen_dtype, "weights are not kept in it", remedy)
         self._check_options(prefix)
 
     def _check_options(self, prefix: str) -> None:

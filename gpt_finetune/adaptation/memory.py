@@ -69,7 +69,8 @@ def describe(
         batch_size: Rows of one forward pass.
         sequence_length: Tokens of a row; of an encoder-decoder, of what each half gets.
         optimizer_states: Numbers that the optimiser keeps for each trained one: 2 of AdamW, 1 of Muon, 0 of plain SGD.
-        dtype: Precision of computing; where that is not float32, autocast copies each matrix.
+        dtype: Precision of computing; where that is not float32, autocast copies each matrix that
+            is not kept in it.
         checkpointing: Layers keep their input only (gradient checkpointing).
     """
     if getattr(model.config, "is_encoder_decoder", False):
@@ -84,7 +85,7 @@ def describe(
     weights = sum(_bytes(parameter) for _, parameter in parameters)
     gradients = sum(_count(parameter) * parameter.element_size() for parameter in trained.values())
     width = dtype.itemsize
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m.weight.dtype != dtype]
     copies = 0 if width == 4 else width * sum(m.in_features * m.out_features for m in linear)
     parts = {
         "weights": weights,

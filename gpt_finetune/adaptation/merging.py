@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gpt_finetune.adaptation.bases import check_base, read_config, weight_shapes
+from gpt_finetune.adaptation.frozen import restore
 from gpt_finetune.errors import InputError, did_you_mean
 from gpt_finetune.report.heads import find_head
 
@@ -106,7 +107,8 @@ def combine(
 def merge(model: PeftModel) -> PreTrainedModel:
     """Write the chosen adapter into the weights of the base, and check that the logits stay.
 
-    Weights are added up and compared in float64, for which there must be memory, and come out in float32.
+    Weights are added up and compared in float64, for which there must be memory, and come out in float32. Those that
+    training kept in bfloat16 are read anew first.
 
     Args:
         model: A model with adapters; it is used up.
@@ -127,6 +129,10 @@ def merge(model: PeftModel) -> PreTrainedModel:
     if getattr(model.get_base_model(), "is_quantized", False):
         problem = "the base is quantised, and a merged weight would be rounded again"
         raise InputError("adapter", name, problem, "Load the base with quantization=none and put the adapter on that")
+    from accelerate.utils import extract_model_from_parallel
+
+    model = extract_model_from_parallel(model, keep_fp32_wrapper=False)  # a trainer may have left autocast around it
+    restore(model)
     model = model.double().eval()  # the products of a deep model differ by more than the merged weights' rounding
     experts = model.config._experts_implementation
     model.get_base_model().set_experts_implementation("eager")  # the only one that computes in float64

@@ -13,6 +13,7 @@ from torch import nn
 
 from gpt_finetune.adaptation.bases import whole_class
 from gpt_finetune.adaptation.config import METHODS, AdaptConfig
+from gpt_finetune.adaptation.frozen import frozen_dtype, narrow
 from gpt_finetune.errors import InputError, did_you_mean
 from gpt_finetune.report.heads import find_head
 
@@ -34,6 +35,7 @@ def adapt(
     *,
     new_rows: Sequence[int] = (),
     example_batches: Iterable[Mapping[str, torch.Tensor]] | None = None,
+    bf16: bool | None = None,
 ) -> Any:
     """Make a model train what the method trains, and nothing else.
 
@@ -46,6 +48,8 @@ def adapt(
         new_rows: Ids of tokens that were just added: their vectors are trained with every method that can, at the
             output, too. Where PEFT cannot train single rows, and with top_layers, norms and head, the whole table is.
         example_batches: Batches as the trainer gives them, of which eva takes as many as it needs.
+        bf16: Whether training computes in bfloat16, as its arguments have it: `frozen_dtype=auto` follows. None says
+            nothing.
 
     Returns:
         A `PeftModel`, or for full, top_layers, norms and head the model itself.
@@ -54,6 +58,7 @@ def adapt(
         InputError: The section asks for what this model or method does not have.
     """
     config.validate()
+    dtype = frozen_dtype(config, bf16)
     method = METHODS[config.method]
     _check_model(model, config, new_rows)
     if method.peft is None:
@@ -84,6 +89,8 @@ def adapt(
         remember_start(adapted)
     if directions is not None:
         initialize_lora_eva_weights(adapted, eva_state_dict=directions)
+    if dtype == torch.bfloat16:
+        narrow(adapted)
     return adapted
 
 

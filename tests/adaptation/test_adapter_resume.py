@@ -36,7 +36,7 @@ def train(save, tmp_path):
         new = NEW if METHODS[method].learns_tokens else []
         model = adapted(base, method, new_rows=new, top_layers=1, **fields)
         settings = {"max_steps": 8, "save_steps": 4, "log_steps": 1, "precision": "float32", "learning_rate": 1e-2}
-        config = TrainConfig(**settings, **arguments or {})
+        config = TrainConfig(**{**settings, **(arguments or {})})
         trainer = GPTTrainer(
             model=model,
             args=training_arguments(config, tmp_path / "run"),
@@ -73,6 +73,21 @@ def test_muon_trains_adapters(train, tmp_path):
     whole = train("lora", arguments={"optimizer": "muon"})
     again = train("lora", arguments={"optimizer": "muon"}, resume=str(tmp_path / "run" / "checkpoint-4"))
     assert losses(again)[4:] == pytest.approx(losses(whole)[4:], abs=1e-6)
+
+
+def test_frozen_weights_in_bfloat16_go_on_the_same_and_are_not_saved(train, tmp_path):
+    whole = train("lora", arguments={"precision": "bfloat16"}, bf16=True)
+    again = train("lora", str(tmp_path / "run" / "checkpoint-4"), {"precision": "bfloat16"}, bf16=True)
+    frozen = [p for n, p in again.model.named_parameters() if n.endswith("base_layer.weight") and ".layers." in n]
+    assert {p.dtype for p in frozen} == {torch.bfloat16}
+    assert losses(again)[4:] == losses(whole)[4:]
+    assert losses(whole)[-1] < losses(whole)[0]
+    assert again.evaluate()["eval_loss"] == whole.evaluate()["eval_loss"]
+    wide = train("lora", arguments={"precision": "bfloat16"})
+    assert losses(whole) == pytest.approx(losses(wide), rel=4e-3)
+    whole.save_model(tmp_path / "end")
+    trained = sum(p.numel() for p in whole.model.parameters() if p.requires_grad)
+    assert (tmp_path / "end" / "adapter_model.safetensors").stat().st_size < 4 * trained + 10_000
 
 
 @pytest.mark.parametrize("method", ["lora", "pissa"])

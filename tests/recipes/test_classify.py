@@ -178,8 +178,9 @@ def test_plain_text_and_printed_answers(told_apart, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_an_adapter_is_merged_or_stays_and_says_the_same(begin, tmp_path):
-    more = ["adapt.method=lora", "adapt.rank=4", "data.packing=false"]
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_adapter_is_merged_or_stays_and_says_the_same(precision, begin, tmp_path):
+    more = ["adapt.method=lora", "adapt.rank=4", "data.packing=false", f"train.precision={precision}"]
     merged = begin(tmp_path / "merged", *more)
     begin(tmp_path / "adapter", *more, "judge.merge=false")
     assert (tmp_path / "merged" / "model.safetensors").is_file()

@@ -179,6 +179,23 @@ def test_resuming_an_adapter_ends_where_the_straight_run_does(begin, tuned, tmp_
     assert receipt(folder)["baselines"] == receipt(tuned)["baselines"]
 
 
+def test_a_base_frozen_in_bfloat16_answers_resumes_and_merges(begin, tmp_path):
+    import shutil
+
+    folder, again, narrow = tmp_path / "narrow", tmp_path / "again", ["train.precision=bfloat16"]
+    begin(folder, *narrow, "adapt.frozen_dtype=bfloat16")
+    assert {row["step"] for row in read_json_lines(folder / "answers.jsonl")} == {0, 3, 6}
+    shutil.copytree(folder, again)
+    shutil.rmtree(again / "checkpoint-6")
+    begin(again, *narrow, "--resume")  # auto is the same here
+    assert losses(again) == losses(folder)
+    adapter = load_file(folder / "adapter_model.safetensors")
+    assert {weight.dtype for weight in adapter.values()} == {torch.float32}
+    assert all(torch.equal(adapter[name], weight) for name, weight in load_file(again / "adapter_model.safetensors").items())
+    recipe = load_recipe("merge")
+    recipe.main(parse(recipe.MergeConfig, [f"--adapter={folder}", f"--output_dir={tmp_path / 'merged'}"]))
+
+
 def test_generating_with_an_adapter_and_the_tokens_that_came_with_it(tuned, capsys):
     recipe = load_recipe("generate")
     words = [f"--model={tuned}", "--chat", "temperature=0", "max_new_tokens=6", "prompt=1+1?"]
