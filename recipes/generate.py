@@ -36,7 +36,7 @@ class GenerateConfig:
         top_k: Sample from so many likeliest tokens; 0 means all.
         seed: Seed of the sampling.
         trust_remote_code: Run the code that comes with a model that is not one of ours.
-        quantize: int8 or int4: smaller weights, on CPU; null keeps them as they are.
+        quantize: int8 or int4: smaller weights, or bf16: laid out for speed; on CPU. null keeps them as they are.
         options: Any further field of transformers.GenerationConfig: `options.num_beams=4`.
     """
 

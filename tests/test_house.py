@@ -14,6 +14,7 @@ from support import ROOT
 FLOORS = {
     "allocation": 0,
     "errors": 0,
+    "caching": 1,
     "checkpoints": 1,
     "model": 1,
     "config": 2,
