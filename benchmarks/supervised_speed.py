@@ -1,6 +1,6 @@
 """Speed of learning from answers in packed rows, against batches that are padded at random, as Trainer makes them.
 
-    PYTHONPATH=. python benchmarks/supervised_speed.py [--rounds 2] [--precision float32] [--size tiny]
+    PYTHONPATH=. python benchmarks/supervised_speed.py [--rounds 2] [--precision bfloat16] [--size tiny]
 
 GPT-2's 124M shape (dropout 0.1, fused AdamW) on conversations in GPT-2's tokens with ChatML's turns, at most 512 tokens
 each: the short ones of chatterbot-corpus, and the long answers of insuranceqa. Loss on answers only, in three ways:
@@ -9,29 +9,33 @@ each: the short ones of chatterbot-corpus, and the long answers of insuranceqa. 
 - padded, ours: random examples padded to the longest of a batch, the same model;
 - padded, transformers: the same batches through `GPT2LMHeadModel`, as TRL's SFTTrainer gives them without packing.
 
-The ways take turns, each in a process forked for it: useful tokens (no padding) a second, the median of windows after a
-warm-up, at about the same number of them a step, and the memory that the process took beyond the imports. Writes
+Ours computes as `GPTTrainer` has it, in a process that keeps its memory as our recipes' do. The ways take turns, each
+in a fresh process: useful tokens (no padding) a second, the median of windows after a warm-up, at about the same number
+of them a step, and the memory that the process took beyond the imports. Writes
 `benchmarks/results/supervised-speed.json`.
 """
 
 from __future__ import annotations
 
-import contextlib
+import json
 import statistics
+import sys
 from collections.abc import Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import transformers
-from peers.forking import forked, seconds_of
-from peers.measuring import Figures, arguments, in_turns, machine, medians, write
+from peers.forking import beyond_now, seconds_of
+from peers.measuring import ENVIRONMENTS, Figures, arguments, fresh, in_turns, machine, medians, write
 
 from gpt_finetune import GPTForCausalLM, preset
 from gpt_finetune.data.tokenizer import load_tokenizer
 from gpt_finetune.packaged import locate
 from gpt_finetune.supervised.config import ExamplesConfig, ExampleSourceConfig
 from gpt_finetune.supervised.prepare import PreparedExamples, prepare_examples
+from gpt_finetune.training.lean import make_lean
 
 SOURCES = {"chat": "package:chatterbot-corpus/english.jsonl", "insurance": "package:insuranceqa/en.jsonl"}
 LIMIT = 600  # examples of a source: enough for its lengths
@@ -57,8 +61,10 @@ def build(way: str, size: str, vocabulary: int) -> Any:
     torch.manual_seed(0)
     fields = {**SIZES[size][0], "vocab_size": vocabulary}
     if way == "padded, transformers":
-        return transformers.GPT2LMHeadModel(transformers.GPT2Config(**fields)).train()
-    return GPTForCausalLM(preset("gpt2", **fields)).train()
+        return transformers.GPT2LMHeadModel(transformers.GPT2Config(**fields, use_cache=False)).train()
+    model = GPTForCausalLM(preset("gpt2", **fields, use_cache=False)).train()
+    make_lean(model, SimpleNamespace(residual="bfloat16", short_attention="products"))
+    return model
 
 
 def batches(data: PreparedExamples, rows: int) -> Iterator[tuple[Batch, int]]:
@@ -80,11 +86,11 @@ def one(source: str, way: str, size: str, precision: str, steps: int) -> Figures
         rows = max(1, round(rows * width / statistics.mean(data.train.lengths)))
     model, stream = build(way, size, len(data.tokenizer)), batches(data, rows)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    whole = precision == "float32"
+    narrow = precision == "bfloat16"
 
     def learn(some: list[tuple[Batch, int]]) -> None:
         for batch, _ in some:
-            with contextlib.nullcontext() if whole else torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
                 loss = model(**batch).loss
             loss.backward()
             optimizer.step()
@@ -112,9 +118,16 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES))
     parser.add_argument("--steps", type=int, default=1, help=f"optimiser steps of each of the {WINDOWS} windows")
+    parser.add_argument("--one", nargs=2, help="source and way: measure one in this process, and print it")
     given = parser.parse_args()
+    if given.one:
+        print(json.dumps(beyond_now(partial(one, *given.one, given.size, given.precision, given.steps))))
+        return
+    words = [sys.executable, __file__, "--size", given.size, "--precision", given.precision]
+    words += ["--steps", str(given.steps), "--one"]
+    environment = dict.fromkeys(WAYS, ENVIRONMENTS["kept memory"]) | {WAYS[-1]: ENVIRONMENTS["plain"]}
     acts = {
-        f"{source}: {way}": partial(forked, partial(one, source, way, given.size, given.precision, given.steps))
+        f"{source}: {way}": partial(fresh, [*words, source, way], environment[way])
         for source in given.sources
         for way in WAYS
     }

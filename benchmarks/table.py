@@ -168,6 +168,14 @@ def scaling(report: Figures) -> Iterator[str]:
     yield from table(["what grows", "from, to", "time ~", "FLOPs ~", "memory ~", "bytes counted ~", ""], rows)
 
 
+def adapting(report: Figures) -> Iterator[str]:
+    """Yield a table for each group, which was measured by itself."""
+    for name, group in report.items():
+        yield f"{name}: {conditions(group)}"
+        yield ""
+        yield from anything(group)
+
+
 def startup(report: Figures) -> Iterator[str]:
     """Yield the waits."""
     yield from table(["", "seconds"], [[f"`{name}`", f"{value:.2f}"] for name, value in report["seconds"].items()])
@@ -232,7 +240,20 @@ SECTIONS = (
     Section("Packing by itself", ("packing",), "packing.py", "Without any Arrow around it.", anything),
     Section("Start-up", ("startup",), "startup.py", "How long until something is said?", startup),
     Section("Classification", ("tasks-speed",), "tasks_speed.py", "Packed rows, or padded at random?", anything),
-    Section("Adapting", ("adaptation",), "adaptation.py", "LoRA, or all of the model?", anything),
+    Section(
+        "Learning from answers",
+        ("supervised-speed",),
+        "supervised_speed.py",
+        "Packed rows of conversations, or padded at random?",
+        anything,
+    ),
+    Section(
+        "Adapting",
+        ("adaptation",),
+        "adaptation.py",
+        "LoRA, or all of the model? Ours, or PEFT's on transformers'?",
+        adapting,
+    ),
     Section("Generation", ("generation",), "generation.py", "Tokens a second, and what fewer bits cost.", anything),
     Section("Attention with sinks", ("sinks",), "sinks.py", "On a fused kernel, or eager?", anything),
     Section("The cache", ("cache",), "cache.py", "What a sliding window keeps.", anything),

@@ -1,34 +1,34 @@
 """Speed of training a classifier on packed rows, against batches that are padded at random, as Trainer makes them.
 
-    PYTHONPATH=. python benchmarks/tasks_speed.py
+    PYTHONPATH=. python benchmarks/tasks_speed.py [--rounds 2] [--precision bfloat16] [--sources product] [--size tiny]
 
-Three ways to train a model of GPT-2's smallest size (124 M parameters, dropout 0.1, float32, fused AdamW) on sentences
-in GPT-2's tokens: those of film reviews, much alike in length, and those of product reviews, of which few are long:
+Three ways to train a model of GPT-2's smallest size (124 M parameters, dropout 0.1, fused AdamW) on sentences in
+GPT-2's tokens: those of film reviews, much alike in length, and those of product reviews, of which few are long:
 
 - packed: recipes/classify.py's rows, several sentences in each, that do not see each other;
 - padded, ours: random sentences padded to the longest of a batch, the same model;
 - padded, transformers: the same batches through `DataCollatorWithPadding` and `GPT2ForSequenceClassification`.
 
-A packed batch holds about as many sentences as a padded one. The ways take turns, each measurement in a fresh process:
-tokens of real text a second, the median over windows of some steps after a warm-up, and the process's peak of resident
-memory. Writes `benchmarks/results/tasks-speed.json`.
+A packed batch holds about as many sentences as a padded one. Ours computes as `GPTTrainer` has it, in a process that
+keeps its memory as our recipes' do. The ways take turns, each measurement in a fresh process: tokens of real text a
+second, the median over windows of some steps after a warm-up, and the process's peak of resident memory. Writes
+`benchmarks/results/tasks-speed.json`.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import transformers
+from peers.measuring import ENVIRONMENTS, Figures, arguments, fresh, in_turns, machine, medians, peak_mb, write
 from torch.utils.data import DataLoader
 
 from gpt_finetune import GPTForSequenceClassification, preset
@@ -37,12 +37,14 @@ from gpt_finetune.packaged import locate
 from gpt_finetune.tasks.classification import PreparedTask, prepare_task
 from gpt_finetune.tasks.config import ClassifyDataConfig, RowSourceConfig
 from gpt_finetune.tasks.heads import padded_tokenizer
-from gpt_finetune.training.throughput import peak_memory_mb
+from gpt_finetune.training.lean import make_lean
 
 SOURCES = {name: f"package:vader-sentiment/{name}.jsonl" for name in ("movie", "product")}
 WIDTH, ROWS, SENTENCES = 256, 3, 32
 WAYS = ("packed", "padded, ours", "padded, transformers")
 WINDOWS = 3
+# name -> fields of transformers' GPT2Config
+SIZES: dict[str, dict[str, int]] = {"124M": {}, "tiny": {"n_embd": 32, "n_layer": 2, "n_head": 2}}
 
 
 def prepare(source: str, packing: bool) -> PreparedTask:
@@ -51,14 +53,16 @@ def prepare(source: str, packing: bool) -> PreparedTask:
     return prepare_task(config, padded_tokenizer(load_tokenizer(locate("gpt2-tokenizer")), WIDTH))
 
 
-def build(way: str, data: PreparedTask) -> Any:
+def build(way: str, data: PreparedTask, size: str) -> Any:
     """Return a model with new weights."""
     torch.manual_seed(0)
-    pad = data.collate.pad_id
+    pad, fields = data.collate.pad_id, {**SIZES[size], "use_cache": False}  # as Trainer has it
     if way == "padded, transformers":
-        config = transformers.GPT2Config(num_labels=len(data.labels.names), pad_token_id=pad)
+        config = transformers.GPT2Config(num_labels=len(data.labels.names), pad_token_id=pad, **fields)
         return transformers.GPT2ForSequenceClassification(config).train()
-    return GPTForSequenceClassification(preset("gpt2", **data.settings())).train()
+    model = GPTForSequenceClassification(preset("gpt2", **data.settings(), **fields)).train()
+    make_lean(model, SimpleNamespace(residual="bfloat16", short_attention="products"))
+    return model
 
 
 def batches(way: str, data: PreparedTask) -> Iterator[dict[str, torch.Tensor]]:
@@ -77,17 +81,19 @@ def batches(way: str, data: PreparedTask) -> Iterator[dict[str, torch.Tensor]]:
         yield from loader
 
 
-def one(source: str, way: str, steps: int) -> dict[str, float]:
+def one(source: str, way: str, size: str, precision: str, steps: int) -> Figures:
     """Measure one way in this process."""
     data = prepare(source, way == "packed")
-    model, stream = build(way, data), batches(way, data)
+    model, stream = build(way, data, size), batches(way, data)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     rates, places, tokens = [], 0, 0
     for window in range(1 + WINDOWS):
         some = [next(stream) for _ in range(steps if window else 1)]
         start = time.perf_counter()
         for batch in some:
-            model(**batch).loss.backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+                loss = model(**batch).loss
+            loss.backward()
             optimizer.step()
             optimizer.zero_grad()
         seconds = time.perf_counter() - start
@@ -100,47 +106,48 @@ def one(source: str, way: str, steps: int) -> dict[str, float]:
         "tokens_per_second": statistics.median(rates),
         "share_of_text": tokens / places,
         "tokens_per_step": tokens / (WINDOWS * steps),
-        "peak_mb": peak_memory_mb(),
+        "peak_mb": peak_mb(),
         "parameters": model.num_parameters(),
     }
 
 
 def main() -> None:
     """Measure turn by turn, print the medians and ratios, and write them down."""
-    parser = argparse.ArgumentParser(description="Speed of packed and of padded training of a classifier.")
-    parser.add_argument("--rounds", type=int, default=2, help="how often each way has its turn")
+    parser = arguments("Speed of packed and of padded training of a classifier.", rounds=2)
     parser.add_argument("--steps", type=int, default=2, help=f"optimiser steps of each of the {WINDOWS} windows")
-    parser.add_argument("--source", choices=SOURCES, default="movie", help="with --way: whose sentences")
-    parser.add_argument("--way", choices=WAYS, help="measure one way in this process, and print it")
+    parser.add_argument("--size", choices=SIZES, default="124M")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES))
+    parser.add_argument("--one", nargs=2, help="source and way: measure one in this process, and print it")
     given = parser.parse_args()
-    if given.way:
-        print(json.dumps(one(given.source, given.way, given.steps)))
+    if given.one:
+        print(json.dumps(one(*given.one, given.size, given.precision, given.steps)))
         return
-    turns = [(source, way) for _ in range(given.rounds) for source in SOURCES for way in WAYS]
-    measured: dict[tuple[str, str], list[dict[str, float]]] = {turn: [] for turn in turns}
-    for source, way in turns:
-        command = [sys.executable, __file__, "--source", source, "--way", way, "--steps", str(given.steps)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        measured[source, way].append(json.loads(done.stdout.splitlines()[-1]))
-    found: dict[str, Any] = {source: {} for source in SOURCES}
-    for (source, way), rows in measured.items():
-        found[source][way] = {name: round(statistics.median(row[name] for row in rows), 4) for name in rows[0]}
-    for ways in found.values():
+    words = [sys.executable, __file__, "--size", given.size, "--precision", given.precision]
+    words += ["--steps", str(given.steps), "--one"]
+    environment = dict.fromkeys(WAYS, ENVIRONMENTS["kept memory"]) | {WAYS[-1]: ENVIRONMENTS["plain"]}
+    acts = {
+        f"{source}: {way}": partial(fresh, [*words, source, way], environment[way])
+        for source in given.sources
+        for way in WAYS
+    }
+    runs = in_turns(acts, given.rounds)
+    found: dict[str, Figures] = {}
+    for source in given.sources:
+        ways: Figures = {way: medians(runs[f"{source}: {way}"]) for way in WAYS}
         packed, ours, theirs = (ways[way]["tokens_per_second"] for way in WAYS)
         ways |= {"packed_over_padded_ours": round(packed / ours, 3)}
         ways |= {"packed_over_padded_transformers": round(packed / theirs, 3)}
-    report = {
+        found[source] = ways
+    about = {
         "batch": f"packed: {ROWS} rows of {WIDTH} tokens; padded: {SENTENCES} sentences",
+        "precision": given.precision,
+        **machine(),
         "rounds": given.rounds,
         "windows": WINDOWS,
         "steps": given.steps,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}",
-        **found,
     }
-    file = Path(__file__).parent / "results" / "tasks-speed.json"
-    file.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+    write("tasks-speed", {**about, **found}, given.results)
 
 
 if __name__ == "__main__":

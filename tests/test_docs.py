@@ -99,7 +99,7 @@ def test_figures_of_the_architectures_are_those_measured(name):
 @pytest.mark.parametrize("name", READMES)
 def test_figures_of_fine_tuning_are_those_measured(name):
     text = (ROOT / name).read_text(encoding="utf-8")
-    dialogue, adaptation = result("dialogue"), result("adaptation")
+    dialogue, adaptation = result("dialogue"), result("adaptation")["smollm2"]
     figures, runs = dialogue["figures"], dialogue["runs"]
     for language in ("english", "chinese"):
         base, lora, full = (figures[model][language] for model in ("base", "lora", "full"))

@@ -82,14 +82,22 @@ def test_padded_batches_are_the_same_for_all_and_hold_what_is_said(load, make_to
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("name", "words"), [("generation", ()), ("adaptation", ("--groups", "gpt2"))])
-def test_each_runs_to_its_end_at_a_tiny_size(name, words, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "words", "place"),
+    [
+        ("generation", (), ("batch_1", "ours", "times_faster")),
+        ("adaptation", ("--groups", "gpt2", "--precision", "bfloat16"), ("gpt2", "lora", "times_faster")),
+        ("supervised_speed", ("--sources", "chat"), ("chat", "padded, transformers", "packed_is_times_faster")),
+        ("tasks_speed", ("--sources", "product", "--steps", "1"), ("product", "packed", "tokens_per_second")),
+    ],
+)
+def test_each_runs_to_its_end_at_a_tiny_size(name, words, place, tmp_path):
     import os
     import subprocess
 
     command = [sys.executable, f"benchmarks/{name}.py", "--size", "tiny", "--rounds", "1", "--results", str(tmp_path)]
     around = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([*command, *words], cwd=ROOT, env=around, check=True, capture_output=True)
-    report = json.loads((tmp_path / f"{name}.json").read_text())
-    first = report["batch_1"] if name == "generation" else report["gpt2"]
-    assert first["ours" if name == "generation" else "lora"]["times_faster"] > 0
+    report = json.loads((tmp_path / f"{name.replace('_', '-')}.json").read_text())
+    group, way, figure = place
+    assert report[group][way][figure] > 0
