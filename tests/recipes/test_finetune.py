@@ -191,7 +191,9 @@ def test_a_base_frozen_in_bfloat16_answers_resumes_and_merges(begin, tmp_path):
     assert losses(again) == losses(folder)
     adapter = load_file(folder / "adapter_model.safetensors")
     assert {weight.dtype for weight in adapter.values()} == {torch.float32}
-    assert all(torch.equal(adapter[name], weight) for name, weight in load_file(again / "adapter_model.safetensors").items())
+    assert all(
+        torch.equal(adapter[name], weight) for name, weight in load_file(again / "adapter_model.safetensors").items()
+    )
     recipe = load_recipe("merge")
     recipe.main(parse(recipe.MergeConfig, [f"--adapter={folder}", f"--output_dir={tmp_path / 'merged'}"]))
 
