@@ -121,12 +121,21 @@ def test_figures_of_fine_tuning_are_those_measured(name):
 def test_figures_of_speed_are_those_measured(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     training, product = result("training"), result("tasks-speed")["product"]
+    narrow = result("training-S1-bfloat16")
     memory = product["packed"]["peak_mb"] / product["padded, transformers"]["peak_mb"]
     for times, share in (
         (training["times_faster"], training["share_of_memory"]),
+        (narrow["times_faster"], narrow["share_of_memory"]),
         (product["packed_over_padded_transformers"], memory),
     ):
         assert f"**{times:.2f} x** | {share:.0%} |" in text
+    other, generation = result("training-S2-bfloat16"), result("generation")
+    for figures, peer in ((narrow, "transformers, kept memory"), (narrow, "litgpt"), (other, "transformers")):
+        times = figures["ours"]["tokens_per_second"] / figures[peer]["tokens_per_second"]
+        assert f"{times:.2f} x" in text
+    for way in ("", ", laid out anew, growing cache", ", int8, growing cache", ", int4, growing cache"):
+        for batch in ("batch_1", "batch_8"):
+            assert f"{generation[batch]['ours, bfloat16' + way]['times_faster']:.2f}" in text
     words = result("subwords")["all"]
     assert all(f"{words[kind]['accuracy']:.1%}" in text for kind in ("last", "first"))
 
