@@ -36,7 +36,7 @@ class EvaluateConfig:
     Args:
         model: Folder or Hub id of a causal language model, name of a packaged one, or folder of an adapter; null: the
             run's own.
-        run: Folder of a fine-tuning run whose examples to take, instead of `data`.
+        run: Folder of a fine-tuning run whose examples and precision to take, instead of `data`.
         data: The examples; its held-out part is measured.
         answer: The answers, of each source. What is not set here is as the run has it.
         compare: Baselines, and how to compare with them.
@@ -56,7 +56,8 @@ class EvaluateConfig:
 def main(config: EvaluateConfig) -> dict[str, Any]:
     """Run the recipe; returns the figures by source, or those of all with what they are compared to."""
     config.compare.validate()
-    examples, own = read_run(config.run) if config.run else (config.data, ANSWERS)
+    run_of: tuple[Any, ...] = read_run(config.run) if config.run else (config.data, ANSWERS, "auto")
+    examples, own, precision = run_of
     asking = chosen(config.answer, ANSWERS, own)
     examples.validate()
     from gpt_finetune.adaptation.loading import load_tuned
@@ -74,10 +75,12 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         raise InputError("data.validation", examples.validation, "no example is held out", remedy)
     grow(model, data.tokenizer, data.added)  # as training began, where the template's tokens are new to the model
 
+    train = TrainConfig(batch_size=config.batch_size, precision=precision)
+
     def ask(part: HeldOut, folder: str) -> AnsweringTrainer:
         trainer = AnsweringTrainer(
             model=model,
-            args=training_arguments(TrainConfig(batch_size=config.batch_size), Path(folder), disable_tqdm=False),
+            args=training_arguments(train, Path(folder), disable_tqdm=False),
             eval_dataset=part.rows,
             data_collator=data.collate,
             processing_class=data.tokenizer,

@@ -87,15 +87,16 @@ class Compared:
     section: dict[str, Any]
 
 
-def read_run(folder: str) -> tuple[ExamplesConfig, AnswerConfig]:
-    """Return the examples of a run, and how it asked for answers.
+def read_run(folder: str) -> tuple[ExamplesConfig, AnswerConfig, Any]:
+    """Return the examples of a run, how it asked for answers, and the precision that its training section names.
 
     Raises:
         InputError: The folder holds no fine-tuning run.
     """
     try:
         config = yaml.safe_load((Path(folder) / "config.yaml").read_text(encoding="utf-8"))
-        return ExamplesConfig.from_dict(config["data"]), AnswerConfig(**config.get("answer", {}))
+        precision = config.get("train", {}).get("precision", "auto")
+        return ExamplesConfig.from_dict(config["data"]), AnswerConfig(**config.get("answer", {})), precision
     except (OSError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         problem = f"its config.yaml has no examples ({type(error).__name__})"
         raise InputError("run", folder, problem, "Give the folder of a run of recipes/finetune.py") from None

@@ -25,7 +25,7 @@ def test_experts_are_gated_mlps_chosen_and_mixed(make_config, implementation, bi
     config._experts_implementation = implementation
     layer = GPTMixtureOfExperts(config)
     for parameter in layer.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
+        torch.nn.init.normal_(parameter, std=0.25)  # larger ones cancel to less than float32 resolves
     x = torch.randn(2, 3, 32)
     expected = torch.zeros_like(x)
     experts, zero = layer.experts, torch.zeros(4, 1)
