@@ -133,6 +133,7 @@ def test_figures_of_speed_are_those_measured(name):
     for figures, peer in ((narrow, "transformers, kept memory"), (narrow, "litgpt"), (other, "transformers")):
         times = figures["ours"]["tokens_per_second"] / figures[peer]["tokens_per_second"]
         assert f"{times:.2f} x" in text
+    assert f"{result('adaptation')['gpt2']['lora']['times_faster']:.2f} x" in text
     for way in ("", ", laid out anew, growing cache", ", int8, growing cache", ", int4, growing cache"):
         for batch in ("batch_1", "batch_8"):
             assert f"{generation[batch]['ours, bfloat16' + way]['times_faster']:.2f}" in text
