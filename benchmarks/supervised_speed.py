@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 from collections.abc import Iterator
 from functools import partial
 from types import SimpleNamespace
@@ -28,7 +27,7 @@ from typing import Any
 import torch
 import transformers
 from peers.forking import beyond_now, seconds_of
-from peers.measuring import ENVIRONMENTS, Figures, arguments, fresh, in_turns, machine, medians, write
+from peers.measuring import Figures, arguments, machine, on_each_source, write
 
 from gpt_finetune import GPTForCausalLM, preset
 from gpt_finetune.data.tokenizer import load_tokenizer
@@ -123,23 +122,12 @@ def main() -> None:
     if given.one:
         print(json.dumps(beyond_now(partial(one, *given.one, given.size, given.precision, given.steps))))
         return
-    words = [sys.executable, __file__, "--size", given.size, "--precision", given.precision]
-    words += ["--steps", str(given.steps), "--one"]
-    environment = dict.fromkeys(WAYS, ENVIRONMENTS["kept memory"]) | {WAYS[-1]: ENVIRONMENTS["plain"]}
-    acts = {
-        f"{source}: {way}": partial(fresh, [*words, source, way], environment[way])
-        for source in given.sources
-        for way in WAYS
-    }
-    runs = in_turns(acts, given.rounds)
-    found: dict[str, Figures] = {}
-    for source in given.sources:
-        ways = {way: medians(runs[f"{source}: {way}"]) for way in WAYS}
+    found = on_each_source(__file__, given, WAYS)
+    for ways in found.values():
         packed, speed = ways["packed"], "useful_tokens_per_second"
         for way in WAYS[1:]:
             ways[way]["packed_is_times_faster"] = round(packed[speed] / ways[way][speed], 3)
             ways[way]["packed_takes_share_of_memory"] = round(packed["peak_mb"] / ways[way]["peak_mb"], 3)
-        found[source] = ways
     _, width, rows = SIZES[given.size]
     about = {
         "batch": f"packed: {rows} rows of {width} tokens; padded: as many examples as hold {rows * width} on average",

@@ -19,16 +19,14 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 import time
 from collections.abc import Iterator
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import transformers
-from peers.measuring import ENVIRONMENTS, Figures, arguments, fresh, in_turns, machine, medians, peak_mb, write
+from peers.measuring import Figures, arguments, machine, on_each_source, peak_mb, write
 from torch.utils.data import DataLoader
 
 from gpt_finetune import GPTForSequenceClassification, preset
@@ -123,22 +121,11 @@ def main() -> None:
     if given.one:
         print(json.dumps(one(*given.one, given.size, given.precision, given.steps)))
         return
-    words = [sys.executable, __file__, "--size", given.size, "--precision", given.precision]
-    words += ["--steps", str(given.steps), "--one"]
-    environment = dict.fromkeys(WAYS, ENVIRONMENTS["kept memory"]) | {WAYS[-1]: ENVIRONMENTS["plain"]}
-    acts = {
-        f"{source}: {way}": partial(fresh, [*words, source, way], environment[way])
-        for source in given.sources
-        for way in WAYS
-    }
-    runs = in_turns(acts, given.rounds)
-    found: dict[str, Figures] = {}
-    for source in given.sources:
-        ways: Figures = {way: medians(runs[f"{source}: {way}"]) for way in WAYS}
+    found = on_each_source(__file__, given, WAYS)
+    for ways in found.values():
         packed, ours, theirs = (ways[way]["tokens_per_second"] for way in WAYS)
         ways |= {"packed_over_padded_ours": round(packed / ours, 3)}
         ways |= {"packed_over_padded_transformers": round(packed / theirs, 3)}
-        found[source] = ways
     about = {
         "batch": f"packed: {ROWS} rows of {WIDTH} tokens; padded: {SENTENCES} sentences",
         "precision": given.precision,

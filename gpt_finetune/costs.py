@@ -262,7 +262,7 @@ def logits_at_once(config: PreTrainedConfig, tokens: int, width: int) -> int:
         tokens: Of a forward pass.
         width: Bytes of a computed number.
     """
-    pieces = min(tokens, rows_at_once(config.vocab_size))
+    pieces = min(tokens, rows_at_once(config.vocab_size, torch.float32 if width == 4 else torch.bfloat16))
     return pieces * config.vocab_size * (4 if width == 4 else 4 + width)
 
 

@@ -94,6 +94,27 @@ def medians(rows: Sequence[Figures], digits: int = 4) -> Figures:
     return {key: round(statistics.median(row[key] for row in rows), digits) for key in rows[0]}
 
 
+def on_each_source(script: str, given: argparse.Namespace, ways: Sequence[str]) -> dict[str, Figures]:
+    """Measure ways on sources of text in turns, each time in a fresh process of the script; return medians.
+
+    All but the last way, which is a peer's, keep their memory as our recipes do.
+
+    Args:
+        script: Its file; `--one SOURCE WAY` measures.
+        given: Its arguments: size, precision, steps, sources, rounds.
+        ways: Names of the ways.
+    """
+    words = [sys.executable, script, "--size", given.size, "--precision", given.precision]
+    words += ["--steps", str(given.steps), "--one"]
+
+    def turn(source: str, way: str) -> Callable[[], Figures]:
+        environment = ENVIRONMENTS["plain" if way == ways[-1] else "kept memory"]
+        return lambda: fresh([*words, source, way], environment)
+
+    runs = in_turns({f"{source}: {way}": turn(source, way) for source in given.sources for way in ways}, given.rounds)
+    return {source: {way: medians(runs[f"{source}: {way}"]) for way in ways} for source in given.sources}
+
+
 def peak_mb() -> float:
     """Return the most memory that this process held so far, in MB.
 

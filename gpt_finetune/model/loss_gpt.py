@@ -197,7 +197,7 @@ class _LinearLoss(torch.autograd.Function):
         matrix, step = weight.to(dtype), even_pieces(len(hidden), rows_at_once(len(weight), dtype))
         buffer = hidden.new_empty((min(step, len(hidden)), len(weight)), dtype=dtype)
         # A cache holds a few rows of logits, and all passes over them find them there; a GPU wants long launches.
-        tile = max(1, LOGITS_IN_CACHE // len(weight)) if device == "cpu" else step
+        tile = max(1, (LOGITS_IN_CACHE if device == "cpu" else LOGITS_AT_ONCE // 4) // len(weight))
         work = buffer if exact else buffer.new_empty((min(tile, len(buffer)), len(weight)), dtype=torch.float32)
         wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]
         grads = [

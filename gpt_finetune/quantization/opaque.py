@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from itertools import count
 from weakref import WeakValueDictionary
 
@@ -12,7 +13,7 @@ _HELD: WeakValueDictionary[str, Opaque] = WeakValueDictionary()
 _NUMBERS = count()  # those of one model are the same in each process, and so are its compiled graphs
 
 
-class Opaque:
+class Opaque(ABC):
     """A matrix behind a number, under which a compiled graph finds it again.
 
     Args:
@@ -24,9 +25,9 @@ class Opaque:
         self.number = str(next(_NUMBERS))  # a whole number might become a variable of the graph
         _HELD[self.number] = self
 
+    @abstractmethod
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Multiply, and add the bias: (N, I) -> (N, O)."""
-        raise NotImplementedError
 
     def result(self, x: Tensor) -> torch.dtype:
         """Return the dtype of what `multiply` makes of `x`."""
