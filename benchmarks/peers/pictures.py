@@ -91,6 +91,8 @@ def scaling(report: Figures, file: Path) -> None:
 
 PICTURES: dict[str, Callable[[Figures, Path], None]] = {
     "training": training,
+    "training-S1-bfloat16": training,
+    "training-S2-bfloat16": training,
     "loss-per-minute": loss_per_minute,
     "scaling": scaling,
 }
