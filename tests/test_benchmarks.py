@@ -226,11 +226,12 @@ def test_pictures_are_the_same_for_the_same_figures(load, tmp_path):
 
     point = {"seconds": 1.0, "mb": 2.0, "flops": 3, "bytes": 4}
     run = {"loss": 2.0, "seconds": 9.0, "steps": 4, "curve": [[1.0, 2, 2.5], [2.0, 4, 2.0]]}
+    ways = {
+        "ours": {"tokens_per_second": 2.0, "peak_mb": 3.0},
+        "theirs": {"tokens_per_second": 1.0, "peak_mb": 9},
+    }
     examples = {
-        "training": {
-            "ours": {"tokens_per_second": 2.0, "peak_mb": 3.0},
-            "theirs": {"tokens_per_second": 1.0, "peak_mb": 9},
-        },
+        **dict.fromkeys(("training", "training-S1-bfloat16", "training-S2-bfloat16"), ways),
         "loss-per-minute": {"recipe": run, "modern": [run]},
         "scaling": {"axes": {"length": {"points": [{"value": 1, **point}, {"value": 2, **point}]}}},
     }
