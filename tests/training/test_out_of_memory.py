@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 from pathlib import Path
@@ -253,7 +254,7 @@ def test_processes_together_are_refused(build, monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_memory_that_the_system_refuses(build, tmp_path):
     """A real limit: the address space of a forked child has room for half of the batch's logits."""
-    wide = 64 * 1024  # positions x vocabulary floats a row: 8 rows ask for more than the limit leaves
+    wide = 512 * 1024  # 8 rows ask for 2 GiB, 4 for one: both far from the limit, whatever is freed meanwhile
 
     def child() -> int:
         trainer = build(halve_on_out_of_memory=True, max_steps=2)
@@ -261,12 +262,13 @@ def test_memory_that_the_system_refuses(build, tmp_path):
 
         def hungry(input_ids=None, **kwargs):
             seen.append(len(input_ids))
-            held = torch.empty(len(input_ids), wide, 128)  # 32 MiB a row
+            held = torch.empty(len(input_ids), wide, 128)  # 256 MiB a row, never touched
             return forward(input_ids=input_ids, **kwargs) if len(held) else None
 
         trainer.model.forward = hungry
+        gc.collect()  # what earlier tests left would be room, given back in the middle
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * os.sysconf("SC_PAGE_SIZE") + 200 * 2**20
+        limit = pages * os.sysconf("SC_PAGE_SIZE") + 1536 * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         trainer.train()
         return (
