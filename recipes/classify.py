@@ -9,7 +9,7 @@ Radford et al. 2018 (GPT-1), section 3.2: a linear layer over the last token. Lo
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
+from typing import Any
 
 from gpt_finetune.adaptation.config import AdaptConfig
 from gpt_finetune.build import read_architecture, require_positions
@@ -30,10 +30,10 @@ class ClassifyConfig:
         folds: Hold each of so many folds out once, a run for each in a folder of its own; null holds one part out.
         model: The base: folder or Hub id of one of ours or of a dialect that gpt_finetune/conversion reads, or the name
             of one that arrives as a package; or `new:` and a preset, for a model from scratch with its own tokenizer.
+        overrides: Fields of GPTConfig that replace the preset's, of a model of `new:`.
         tokenizer: Folder or Hub id of its tokenizer; null means the base's own.
         bidirectional: Let the model read both ways, though it learned to read to the right.
-        attn_implementation: Attention backend: eager, sdpa, flex_attention, flash_attention_2; null lets transformers
-            choose.
+        attn_implementation: Attention: eager, sdpa, flex_attention, flash_attention_2; null: as transformers chooses.
         data: The texts with their labels.
         adapt: What of the model learns; the head always does.
         train: The training.
@@ -45,6 +45,7 @@ class ClassifyConfig:
     overwrite: bool = False
     folds: int | None = None
     model: str = "smollm2-135m-instruct"
+    overrides: dict[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
     bidirectional: bool = False
     attn_implementation: str | None = None
@@ -65,8 +66,7 @@ def main(config: ClassifyConfig) -> dict[str, float]:
     classification.check_method(config.adapt, config.data)
     if config.folds is not None:
         return folds.train_folds(config, "classify", main, classification.training_texts)
-    texts = partial(classification.training_texts, config.data)
-    base = scratch.find_base(config.model, config.tokenizer, config.adapt, config.train.seed, texts)
+    base = scratch.find_base(config, lambda: classification.training_texts(config.data))
     require_positions(read_architecture(base), "data.max_length", config.data.max_length)
     given = load_tokenizer(locate(config.tokenizer) if config.tokenizer else base)
     tokenizer = heads.padded_tokenizer(given, config.data.max_length, base)

@@ -10,6 +10,7 @@ bidirectional=true it reads both ways (as BERT does, Devlin et al. 2018, arXiv:1
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from gpt_finetune.adaptation.config import AdaptConfig
 from gpt_finetune.build import read_architecture, require_positions
@@ -31,6 +32,7 @@ class TagConfig:
         folds: Hold each of so many folds out once, a run for each in a folder of its own; null holds one part out.
         model: The base: folder or Hub id of one of ours or of a dialect that gpt_finetune/conversion reads, or the name
             of one that arrives as a package; or `new:` and a preset, for a model from scratch with its own tokenizer.
+        overrides: Fields of GPTConfig that replace the preset's, of a model of `new:`.
         tokenizer: Folder or Hub id of its tokenizer; null means the base's own.
         attn_implementation: Attention backend: eager, sdpa, flex_attention, flash_attention_2; null lets transformers
             choose.
@@ -46,6 +48,7 @@ class TagConfig:
     overwrite: bool = False
     folds: int | None = None
     model: str = "smollm2-135m-instruct"
+    overrides: dict[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
     attn_implementation: str | None = None
     bidirectional: bool = False
@@ -66,9 +69,7 @@ def main(config: TagConfig) -> dict[str, float]:
     tagging.check_method(config.adapt)
     if config.folds is not None:
         return folds.train_folds(config, "tag", main, tagging.training_texts)
-    base = scratch.find_base(
-        config.model, config.tokenizer, config.adapt, config.train.seed, lambda: tagging.training_texts(config.data)
-    )
+    base = scratch.find_base(config, lambda: tagging.training_texts(config.data))
     require_positions(read_architecture(base), "data.max_length", config.data.max_length)
     given = load_tokenizer(locate(config.tokenizer) if config.tokenizer else base)
     tokenizer = heads.padded_tokenizer(given, config.data.max_length, base)

@@ -7,60 +7,84 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gpt_finetune.adaptation.config import METHODS, AdaptConfig
 from gpt_finetune.errors import InputError
 from gpt_finetune.packaged import locate
 from gpt_finetune.presets import preset
+from gpt_finetune.training.arguments import TrainConfig
+
+if TYPE_CHECKING:
+    from gpt_finetune.model import GPTConfig
 
 NEW = "new:"
 _KEPT: list[tempfile.TemporaryDirectory[str]] = []  # until the process ends
 
 
-def find_base(
-    model: str, tokenizer: str | None, adapt: AdaptConfig, seed: int, texts: Callable[[], Iterable[str]]
-) -> str:
+class Base(Protocol):
+    """What the configuration of a recipe says of its base."""
+
+    model: str
+    overrides: dict[str, Any]
+    tokenizer: str | None
+    adapt: AdaptConfig
+    train: TrainConfig
+
+
+def find_base(config: Base, texts: Callable[[], Iterable[str]]) -> str:
     """Return where the base lies.
 
     Args:
-        model: Folder or Hub id, the name of a packaged model, or `new:` and the name of a preset.
-        tokenizer: Of the recipe.
-        adapt: The section; a model of `new:` must learn as a whole.
-        seed: Of the new weights.
+        config: Of the recipe. Its `model` is a folder or Hub id, the name of a packaged model, or `new:` and the name
+            of a preset, whose fields `overrides` replaces, and whose weights `train.seed` draws.
         texts: Returns the training texts, from which a new model's tokenizer is made.
 
     Returns:
         A folder or Hub id; a new model's folder lasts as long as the process.
 
     Raises:
-        InputError: There is no such preset, or the sections do not fit a new model.
+        InputError: There is no such preset, or the sections do not fit a new model, or not a checkpoint.
     """
-    if not model.startswith(NEW):
-        return locate(model)
-    try:
-        vocab_size = preset(model.removeprefix(NEW)).vocab_size
-    except InputError as error:
-        raise InputError("model", model, error.problem, error.remedy) from None
+    if not config.model.startswith(NEW):
+        if config.overrides:
+            problem = f"model={config.model} is a checkpoint, and its architecture is what it is"
+            raise InputError("overrides", config.overrides, problem, f"Leave them out, or give model={NEW}PRESET")
+        return locate(config.model)
+    planned = _architecture(config)
+    adapt = config.adapt
     if adapt.method != "full" or adapt.quantization != "none":
         value = adapt.method if adapt.method != "full" else adapt.quantization
         raise InputError("adapt", value, "a new model has nothing yet to be adapted", "Set adapt.method=full")
-    if tokenizer is not None:
-        raise InputError("tokenizer", tokenizer, "a new model gets a tokenizer of its own", "Leave it out")
+    if config.tokenizer is not None:
+        raise InputError("tokenizer", config.tokenizer, "a new model gets a tokenizer of its own", "Leave it out")
     from transformers import set_seed
 
     from gpt_finetune import GPTForCausalLM
     from gpt_finetune.data.config import TokenizerConfig
     from gpt_finetune.data.tokenizer import train_tokenizer
 
-    made = train_tokenizer(iter(texts()), TokenizerConfig(vocab_size=vocab_size))
+    made = train_tokenizer(iter(texts()), TokenizerConfig(vocab_size=planned.vocab_size))
     ids = {name: getattr(made, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    set_seed(seed)
+    set_seed(config.train.seed)
     _KEPT.append(tempfile.TemporaryDirectory(prefix="gpt-finetune-"))
     folder = _KEPT[-1].name
-    GPTForCausalLM(preset(model.removeprefix(NEW), vocab_size=len(made), **ids)).save_pretrained(folder)
+    GPTForCausalLM(_architecture(config, vocab_size=len(made), **ids)).save_pretrained(folder)
     made.save_pretrained(folder)
     return folder
+
+
+def _architecture(config: Base, **fields: Any) -> GPTConfig:
+    """Return a new model's architecture, with fields that nothing overrides."""
+    try:
+        return preset(config.model.removeprefix(NEW), **{**config.overrides, **fields})
+    except InputError as error:
+        if error.field != "preset":
+            raise
+        raise InputError("model", config.model, error.problem, error.remedy) from None
+    except Exception as error:  # @strict wraps what it finds in errors of its own
+        problem = str(error.__cause__ or error)
+        raise InputError("overrides", config.overrides, problem, "Mend them, or choose another preset") from None
 
 
 def base_facts(name: str, model: Any, adapt: AdaptConfig) -> dict[str, str]:

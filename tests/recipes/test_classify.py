@@ -325,10 +325,11 @@ def test_methods_run(begin, tmp_path, method):
 
 def test_from_scratch_reading_both_ways(begin, tmp_path):
     """The tokenizer is made of the training texts; `tiny` has room for 512 tokens."""
-    figures = begin(tmp_path / "run", "model=new:tiny", "bidirectional=true")
+    dropout = "overrides.residual_dropout=0.01"
+    figures = begin(tmp_path / "run", "model=new:tiny", "bidirectional=true", dropout)
     assert figures["accuracy"] > 0.8
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["is_causal"] is False
+    assert (config["is_causal"], config["residual_dropout"]) == (False, 0.01)
     assert receipt(tmp_path / "run")["model"]["preset"] == "tiny"
     assert ask(tmp_path / "run", ["good plot"], tmp_path)[0]["label"] == "kind"
 
