@@ -1,7 +1,7 @@
-"""Where a process's memory comes from: buffers in large pages, and freed ones kept for the next step.
+"""Where a process's memory comes from: freed buffers kept for the next step, in large pages.
 
 A training step on a CPU asks for the same buffers as the one before. Those that went back to the system in between are
-cleared anew, page by page. None of this changes a number. Imports no torch, which reads its part when it is imported.
+cleared anew, page by page. None of this changes a number. Imports no torch: a heap is laid out before it is used.
 """
 
 from __future__ import annotations
@@ -10,18 +10,24 @@ import ctypes
 import os
 import sys
 
-LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # torch: take what is larger than 2 MB in such pages
 # Whoever has set one of these has chosen already; so has who names a threshold among glibc's tunables.
-CHOICES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "LD_PRELOAD")
-# glibc's malloc.h. What is larger than this is a map of its own and goes back when freed, in large pages cheap to have
-# again: kept with all else, such buffers would make a heap of holes, 100 MB more in a step of 30 M parameters.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_LARGEST = 8 * 2**20
-_NEVER = 2**31 - 1
+CHOICES = (
+    "MALLOC_TRIM_THRESHOLD_",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_MMAP_MAX_",
+    "LD_PRELOAD",
+    "THP_MEM_ALLOC_ENABLE",  # torch's own large pages, whose alignment makes a heap of holes that grows with each step
+)
+# glibc's malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_NEVER = -1
+_LARGEST = 32 * 2**20  # the most that glibc allows: what is larger is a map of its own and goes back when freed
+_MAPS = 65536  # glibc's default
+_LARGE_PAGE, _MADV_HUGEPAGE = 2 * 2**20, 14
 
 
 def keep_memory() -> bool:
-    """Let this process keep the memory that it frees, in large pages if torch is yet to be imported.
+    """Let this process keep the memory that it frees, in large pages where the system gives them to whoever asks.
 
     Returns:
         Whether the C library heard it: glibc does, unless the environment has chosen otherwise.
@@ -29,8 +35,25 @@ def keep_memory() -> bool:
     chosen = any(name in os.environ for name in CHOICES) or "threshold" in os.environ.get("GLIBC_TUNABLES", "")
     if chosen or not sys.platform.startswith("linux"):
         return False
-    os.environ.setdefault(LARGE_PAGES, "1")
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option is None:
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt") or not libc.mallopt(_TRIM_THRESHOLD, _NEVER):
         return False
-    return bool(set_option(_MMAP_THRESHOLD, _LARGEST) and set_option(_TRIM_THRESHOLD, _NEVER))
+    _ask_for_large_pages(libc)
+    return bool(libc.mallopt(_MMAP_THRESHOLD, _LARGEST))
+
+
+def _ask_for_large_pages(libc: ctypes.CDLL) -> None:
+    """Grow the heap over as many addresses as there is memory, none of it touched, and mark them for large pages."""
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    libc.mallopt(_MMAP_MAX, 0)  # from the heap, whatever its size
+    while size > _LARGEST:
+        if place := libc.malloc(size):
+            first = -(-place // _LARGE_PAGE) * _LARGE_PAGE
+            libc.madvise(first, (place + size - first) // _LARGE_PAGE * _LARGE_PAGE, _MADV_HUGEPAGE)
+            libc.free(place)
+            break
+        size //= 2  # a limit on addresses, or a system that promises no more than it has
+    libc.mallopt(_MMAP_MAX, _MAPS)
