@@ -1,7 +1,9 @@
 """Where a process's memory comes from: freed buffers kept for the next step, in large pages.
 
 A training step on a CPU asks for the same buffers as the one before. Those that went back to the system in between are
-cleared anew, page by page. None of this changes a number. Imports no torch: a heap is laid out before it is used.
+cleared anew, page by page. Where their sizes change from step to step, holes remain that nothing fits into, and more of
+them with each step; they go back from time to time. None of this changes a number. Imports no torch: a heap is laid out
+before it is used.
 """
 
 from __future__ import annotations
@@ -40,6 +42,18 @@ def keep_memory() -> bool:
         return False
     _ask_for_large_pages(libc)
     return bool(libc.mallopt(_MMAP_THRESHOLD, _LARGEST))
+
+
+def return_holes() -> bool:
+    """Give the memory of all that is free back to the system, wherever in the heap it lies.
+
+    Returns:
+        Whether anything went back.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return trim is not None and bool(trim(0))
 
 
 def _ask_for_large_pages(libc: ctypes.CDLL) -> None:

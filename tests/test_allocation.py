@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from gpt_finetune.allocation import CHOICES, keep_memory
+from gpt_finetune.allocation import CHOICES, keep_memory, return_holes
 
 ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
 
@@ -103,6 +103,40 @@ print(peaks[-1] / peaks[4])
 
 
 @ON_LINUX
+def test_holes_go_back():
+    """Below the last buffer, which stays, lie 400 MB of freed ones."""
+    code = """
+from gpt_finetune.allocation import keep_memory, return_holes
+assert keep_memory()
+import torch
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 // 2**20
+held = [torch.ones(2**20) for _ in range(100)]
+last = torch.ones(2**20)
+del held
+before = resident()
+assert return_holes()
+print(before - resident(), int(last.sum()))
+"""
+    returned, left = in_a_new_process(code).split()
+    assert (int(returned) > 350, int(left)) == (True, 2**20)
+
+
+def test_holes_go_back_between_steps_but_seldom(monkeypatch):
+    from gpt_finetune.training import memory
+
+    times = iter([0.0, 10.0, 31.0, 40.0, 62.0])
+    returned = []
+    monkeypatch.setattr(memory.time, "perf_counter", lambda: next(times))
+    monkeypatch.setattr(memory, "return_holes", lambda: returned.append(1))
+    callback, counts = memory.HoleReturner(every=30), []
+    for _ in range(4):
+        callback.on_step_end(None, None, None)
+        counts.append(len(returned))
+    assert counts == [0, 1, 1, 2]
+
+
+@ON_LINUX
 def test_a_heap_is_laid_out_within_a_limit_on_addresses():
     code = """
 import resource
@@ -132,4 +166,4 @@ config.run(lambda config: None, Nothing, [])
 
 def test_elsewhere_nothing_is_done(monkeypatch):
     monkeypatch.setattr(sys, "platform", "win32")
-    assert keep_memory() is False
+    assert (keep_memory(), return_holes()) == (False, False)

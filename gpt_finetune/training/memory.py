@@ -1,17 +1,19 @@
-"""Memory that does not suffice: what to lower, said at the step where it ends; or the batch in halves."""
+"""Memory: holes go back from time to time; where it does not suffice, what to lower is said, or the batch halved."""
 
 from __future__ import annotations
 
 import gc
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import psutil
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
+from gpt_finetune.allocation import return_holes
 from gpt_finetune.errors import InputError
 from gpt_finetune.training.throughput import peak_memory_mb
 
@@ -27,6 +29,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError | OSError) and any(words in str(error).lower() for words in _SAID)
+
+
+class HoleReturner(TrainerCallback):
+    """Returns a heap's holes to the system between steps, seldom enough to cost nothing.
+
+    Args:
+        every: Seconds between two times, at least.
+    """
+
+    def __init__(self, every: float = 30.0) -> None:
+        self.every, self._last = every, time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look at the clock."""
+        now = time.perf_counter()
+        if now - self._last >= self.every:
+            return_holes()
+            self._last = now
 
 
 class MemoryTrainer(Trainer):
