@@ -9,8 +9,10 @@ before it is used.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
+from pathlib import Path
 
 # Whoever has set one of these has chosen already; so has who names a threshold among glibc's tunables.
 CHOICES = (
@@ -40,7 +42,7 @@ def keep_memory() -> bool:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt") or not libc.mallopt(_TRIM_THRESHOLD, _NEVER):
         return False
-    _ask_for_large_pages(libc)
+    _ask_for_large_pages()
     return bool(libc.mallopt(_MMAP_THRESHOLD, _LARGEST))
 
 
@@ -56,12 +58,19 @@ def return_holes() -> bool:
     return trim is not None and bool(trim(0))
 
 
-def _ask_for_large_pages(libc: ctypes.CDLL) -> None:
-    """Grow the heap over as many addresses as there is memory, none of it touched, and mark them for large pages."""
+@functools.cache  # once a process: each time more would make a heap larger than what may be forked
+def _ask_for_large_pages() -> None:
+    """Grow the heap over half as many addresses as there is memory, none of it touched, and mark them for large pages.
+
+    Where the system promises no more than it has, that would be a promise, and nothing is done.
+    """
+    if _promises_are_kept():
+        return
+    libc = ctypes.CDLL(None)
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     libc.mallopt(_MMAP_MAX, 0)  # from the heap, whatever its size
     while size > _LARGEST:
         if place := libc.malloc(size):
@@ -69,5 +78,13 @@ def _ask_for_large_pages(libc: ctypes.CDLL) -> None:
             libc.madvise(first, (place + size - first) // _LARGE_PAGE * _LARGE_PAGE, _MADV_HUGEPAGE)
             libc.free(place)
             break
-        size //= 2  # a limit on addresses, or a system that promises no more than it has
+        size //= 2  # a limit on addresses
     libc.mallopt(_MMAP_MAX, _MAPS)
+
+
+def _promises_are_kept() -> bool:
+    """Tell whether the system refuses memory that it could not give to all who have asked (vm.overcommit_memory)."""
+    try:
+        return Path("/proc/sys/vm/overcommit_memory").read_text(encoding="ascii").strip() == "2"
+    except OSError:
+        return False

@@ -103,6 +103,33 @@ print(peaks[-1] / peaks[4])
 
 
 @ON_LINUX
+def test_a_process_that_runs_several_recipes_can_still_fork():
+    code = """
+import os
+from gpt_finetune.allocation import keep_memory
+held = []
+for _ in range(6):
+    assert keep_memory()
+    held += [bytes(2**20) for _ in range(20)]
+process = os.fork()
+if process == 0: os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+"""
+    assert in_a_new_process(code) == "7"
+
+
+@ON_LINUX
+def test_where_promises_are_kept_none_is_asked_for(monkeypatch):
+    from gpt_finetune import allocation
+
+    asked = []
+    monkeypatch.setattr(allocation, "_promises_are_kept", lambda: True)
+    monkeypatch.setattr(allocation.ctypes, "CDLL", lambda name: asked.append(name))
+    allocation._ask_for_large_pages.__wrapped__()
+    assert not asked
+
+
+@ON_LINUX
 def test_holes_go_back():
     """Below the last buffer, which stays, lie 400 MB of freed ones."""
     code = """
