@@ -9,7 +9,6 @@ before it is used.
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 import sys
 from pathlib import Path
@@ -25,9 +24,11 @@ CHOICES = (
 # glibc's malloc.h
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _NEVER = -1
-_LARGEST = 32 * 2**20  # the most that glibc allows: what is larger is a map of its own and goes back when freed
+# The most that glibc allows. What is larger is a map of its own, and goes back when freed, unless the heap has room.
+_LARGEST = 32 * 2**20
 _MAPS = 65536  # glibc's default
 _LARGE_PAGE, _MADV_HUGEPAGE = 2 * 2**20, 14
+_end = 0  # of the addresses that the heap was laid out over
 
 
 def keep_memory() -> bool:
@@ -36,13 +37,15 @@ def keep_memory() -> bool:
     Returns:
         Whether the C library heard it: glibc does, unless the environment has chosen otherwise.
     """
+    global _end
     chosen = any(name in os.environ for name in CHOICES) or "threshold" in os.environ.get("GLIBC_TUNABLES", "")
     if chosen or not sys.platform.startswith("linux"):
         return False
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt") or not libc.mallopt(_TRIM_THRESHOLD, _NEVER):
         return False
-    _ask_for_large_pages()
+    if not _end and not _promises_are_kept():  # once: each time more would make a heap larger than what may be forked
+        _end = _lay_out(libc, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
     return bool(libc.mallopt(_MMAP_THRESHOLD, _LARGEST))
 
 
@@ -52,34 +55,32 @@ def return_holes() -> bool:
     Returns:
         Whether anything went back.
     """
-    if not sys.platform.startswith("linux"):
+    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    if libc is None or not hasattr(libc, "malloc_trim"):
         return False
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    return trim is not None and bool(trim(0))
+    returned = bool(libc.malloc_trim(0))
+    if _end:  # the heap's end went back, too, and with it the mark on what would come there
+        libc.sbrk.restype, libc.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]
+        _lay_out(libc, _end - (libc.sbrk(0) or _end))
+    return returned
 
 
-@functools.cache  # once a process: each time more would make a heap larger than what may be forked
-def _ask_for_large_pages() -> None:
-    """Grow the heap over half as many addresses as there is memory, none of it touched, and mark them for large pages.
-
-    Where the system promises no more than it has, that would be a promise, and nothing is done.
-    """
-    if _promises_are_kept():
-        return
-    libc = ctypes.CDLL(None)
+def _lay_out(libc: ctypes.CDLL, size: int) -> int:
+    """Grow the heap over so many addresses, untouched, and mark them for large pages; return their end, or 0."""
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    end = 0
     libc.mallopt(_MMAP_MAX, 0)  # from the heap, whatever its size
-    while size > _LARGEST:
+    while size > _LARGEST and not end:
         if place := libc.malloc(size):
             first = -(-place // _LARGE_PAGE) * _LARGE_PAGE
             libc.madvise(first, (place + size - first) // _LARGE_PAGE * _LARGE_PAGE, _MADV_HUGEPAGE)
             libc.free(place)
-            break
+            end = place + size
         size //= 2  # a limit on addresses
     libc.mallopt(_MMAP_MAX, _MAPS)
+    return end
 
 
 def _promises_are_kept() -> bool:

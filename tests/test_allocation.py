@@ -119,14 +119,30 @@ print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
 
 
 @ON_LINUX
-def test_where_promises_are_kept_none_is_asked_for(monkeypatch):
-    from gpt_finetune import allocation
+def test_where_promises_are_kept_none_is_asked_for():
+    code = """
+from gpt_finetune import allocation
+allocation._promises_are_kept = lambda: True
+allocation._lay_out = lambda *given: print("asked")
+print(allocation.keep_memory())
+"""
+    assert in_a_new_process(code) == "True"
 
-    asked = []
-    monkeypatch.setattr(allocation, "_promises_are_kept", lambda: True)
-    monkeypatch.setattr(allocation.ctypes, "CDLL", lambda name: asked.append(name))
-    allocation._ask_for_large_pages.__wrapped__()
-    assert not asked
+
+@ON_LINUX
+def test_the_heap_is_laid_out_again_after_holes_went_back():
+    code = """
+from gpt_finetune import allocation
+def end():
+    spans = [line.split()[0].split("-") for line in open("/proc/self/maps") if line.rstrip().endswith("[heap]")]
+    return int(spans[-1][1], 16)
+assert allocation.keep_memory()
+before = end()
+assert before >= allocation._end - 2**20
+assert allocation.return_holes()
+print(abs(end() - before) < 2**22)
+"""
+    assert in_a_new_process(code) == "True"
 
 
 @ON_LINUX
