@@ -28,7 +28,8 @@ _NEVER = -1
 _LARGEST = 32 * 2**20
 _MAPS = 65536  # glibc's default
 _LARGE_PAGE, _MADV_HUGEPAGE = 2 * 2**20, 14
-_end = 0  # of the addresses that the heap was laid out over
+_kept = False  # whether this process keeps what it frees
+_end = 0  # of the addresses that its heap was laid out over
 
 
 def keep_memory() -> bool:
@@ -37,7 +38,7 @@ def keep_memory() -> bool:
     Returns:
         Whether the C library heard it: glibc does, unless the environment has chosen otherwise.
     """
-    global _end
+    global _kept, _end
     chosen = any(name in os.environ for name in CHOICES) or "threshold" in os.environ.get("GLIBC_TUNABLES", "")
     if chosen or not sys.platform.startswith("linux"):
         return False
@@ -46,18 +47,19 @@ def keep_memory() -> bool:
         return False
     if not _end and not _promises_are_kept():  # once: each time more would make a heap larger than what may be forked
         _end = _lay_out(libc, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
-    return bool(libc.mallopt(_MMAP_THRESHOLD, _LARGEST))
+    _kept = bool(libc.mallopt(_MMAP_THRESHOLD, _LARGEST))
+    return _kept
 
 
 def return_holes() -> bool:
-    """Give the memory of all that is free back to the system, wherever in the heap it lies.
+    """Give the memory of all that is free back to the system, wherever in the heap it lies, if this process keeps it.
 
     Returns:
         Whether anything went back.
     """
-    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
-    if libc is None or not hasattr(libc, "malloc_trim"):
+    if not _kept:
         return False
+    libc = ctypes.CDLL(None)
     returned = bool(libc.malloc_trim(0))
     if _end:  # the heap's end went back, too, and with it the mark on what would come there
         libc.sbrk.restype, libc.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]

@@ -52,17 +52,12 @@ def architecture(config: ModelConfig, block_size: int, vocab_size: int, **specia
         raise InputError("model.overrides", config.overrides, "a checkpoint's architecture is what it is", remedy)
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     fields = {"vocab_size": vocab_size, **ids, **special_ids, **config.overrides}
-    try:
-        path = config.from_pretrained
-        resolved = read_architecture(path) if path else preset(config.preset, **fields)
-    except InputError as error:
-        if error.field == "preset":
-            raise InputError("model.preset", config.preset, error.problem, error.remedy) from None
-        raise
-    except Exception as error:  # @strict wraps what it finds in errors of its own
-        cause = error.__cause__ or error
-        remedy = "Mend model.overrides or choose another preset"
-        raise InputError("model", config.overrides or config.preset, str(cause), remedy) from None
+    if config.from_pretrained:
+        resolved = read_architecture(config.from_pretrained)
+    else:
+        resolved = from_preset(
+            config.preset, fields, ("model.preset", config.preset), ("model", config.overrides or config.preset)
+        )
 
     require_positions(resolved, "data.block_size", block_size)
     if resolved.vocab_size < vocab_size:
@@ -73,6 +68,29 @@ def architecture(config: ModelConfig, block_size: int, vocab_size: int, **specia
         problem = f"the model has {resolved.vocab_size} tokens, the tokenizer {vocab_size}"
         raise InputError(field_name, config.from_pretrained or resolved.vocab_size, problem, remedy)
     return resolved
+
+
+def from_preset(name: str, fields: dict[str, Any], named: tuple[str, str], mended: tuple[str, Any]) -> GPTConfig:
+    """Resolve a preset with fields of its own.
+
+    Args:
+        name: Of the preset.
+        fields: That replace the preset's.
+        named: Key and value by which the user names it.
+        mended: Key and value that are to be mended where the fields contradict each other.
+
+    Raises:
+        InputError: There is no such preset, a field is unknown or contradicts another.
+    """
+    try:
+        return preset(name, **fields)
+    except InputError as error:
+        if error.field != "preset":
+            raise
+        raise InputError(*named, error.problem, error.remedy) from None
+    except Exception as error:  # @strict wraps what it finds in errors of its own
+        remedy = "Mend the overrides or choose another preset"
+        raise InputError(*mended, str(error.__cause__ or error), remedy) from None
 
 
 def read_architecture(path: str) -> GPTConfig:

@@ -153,6 +153,10 @@ def test_the_table_of_tasks_is_what_was_measured(name):
         config = ROOT / "configs" / task.config
         assert tasks.commands(config), "the header says how it is run"
         assert task.metric in METRICS
+    for key, found in result("tasks").items():
+        value, low, high = (tasks._written(n, found["metric"]) for n in (found["value"], *found["interval"]))
+        header = " ".join((ROOT / found["config"]).read_text(encoding="utf-8").replace("\n# ", " ").split())
+        assert f"{value} ({low} to {high})" in header, key
     for found in result("tasks").values():
         assert found["interval"][0] <= found["value"] <= found["interval"][1]
 

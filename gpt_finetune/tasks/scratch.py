@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gpt_finetune.adaptation.config import METHODS, AdaptConfig
+from gpt_finetune.build import from_preset
 from gpt_finetune.errors import InputError
 from gpt_finetune.packaged import locate
-from gpt_finetune.presets import preset
 from gpt_finetune.training.arguments import TrainConfig
 
 if TYPE_CHECKING:
@@ -76,15 +76,8 @@ def find_base(config: Base, texts: Callable[[], Iterable[str]]) -> str:
 
 def _architecture(config: Base, **fields: Any) -> GPTConfig:
     """Return a new model's architecture, with fields that nothing overrides."""
-    try:
-        return preset(config.model.removeprefix(NEW), **{**config.overrides, **fields})
-    except InputError as error:
-        if error.field != "preset":
-            raise
-        raise InputError("model", config.model, error.problem, error.remedy) from None
-    except Exception as error:  # @strict wraps what it finds in errors of its own
-        problem = str(error.__cause__ or error)
-        raise InputError("overrides", config.overrides, problem, "Mend them, or choose another preset") from None
+    name, given = config.model.removeprefix(NEW), {**config.overrides, **fields}
+    return from_preset(name, given, ("model", config.model), ("overrides", config.overrides))
 
 
 def base_facts(name: str, model: Any, adapt: AdaptConfig) -> dict[str, str]:
