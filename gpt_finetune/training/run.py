@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 RECEIPT = "run.json"
 GUESTS: list[Any] = []  # callbacks that join those of each run in this process, see `replay`
 _KEPT: list[Any] = []  # see _part
+_OF_ONE_COMMAND = {"resume", "overwrite"}  # of a configuration, what whoever goes on with a run says anew
 
 
 class Run:
@@ -65,7 +67,8 @@ class Run:
             **({"resumed_from": before} if before else {}),
         }
         if self.main:
-            self.write("config.yaml", to_yaml(config))
+            began = dict.fromkeys(vars(config).keys() & _OF_ONE_COMMAND, False)
+            self.write("config.yaml", to_yaml(dataclasses.replace(config, **began)))
             self.save_receipt()
 
     def __enter__(self) -> Run:

@@ -297,7 +297,7 @@ def test_folds_are_one_command_that_goes_on_where_it_was_killed(begin, tmp_path)
     resumed = begin(output, *more, "--resume")
     assert (output / "fold-0" / "run.json").stat().st_mtime_ns == before
     assert [json.loads(line)["step"] for line in (output / "fold-1" / "metrics.jsonl").open()][-1] == 6
-    assert yaml.safe_load((output / "fold-1" / "config.yaml").read_text(encoding="utf-8"))["resume"] is True
+    assert receipt(output / "fold-1")["resumed_from"] == [3]
     assert {receipt(output / f"fold-{k}")["status"] for k in range(2)} == {"finished"}
     assert resumed == pytest.approx(figures, rel=1e-4)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from gpt_finetune.errors import InputError
 from gpt_finetune.training.run import Run
@@ -15,6 +16,8 @@ from gpt_finetune.training.run import Run
 @dataclass
 class Config:
     output_dir: str = "somewhere"
+    resume: bool = False
+    overwrite: bool = False
 
 
 def begin(folder: Path) -> Run:
@@ -59,3 +62,11 @@ def test_nothing_to_resume_is_said_of_a_run_that_never_began(tmp_path):
     fail(tmp_path / "run")
     with pytest.raises(InputError, match="checkpoint"):
         Run(str(tmp_path / "run"), "pretrain", Config(), resume=True)
+
+
+def test_what_one_command_did_is_not_the_runs(tmp_path):
+    """`--config RUN/config.yaml --resume` goes on, and a copy of it begins elsewhere, whatever began the run."""
+    for number, config in enumerate((Config(overwrite=True), Config(resume=True))):
+        with Run(str(tmp_path / f"{number}"), "pretrain", config):
+            kept = yaml.safe_load((tmp_path / f"{number}" / "config.yaml").read_text(encoding="utf-8"))
+        assert kept == {"output_dir": "somewhere", "resume": False, "overwrite": False}
