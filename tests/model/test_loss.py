@@ -236,14 +236,40 @@ def test_a_second_backward_pass_is_refused_not_wrong(make_config, batch):
         loss.backward()
 
 
-def test_very_unlikely_tokens_have_a_finite_loss_and_gradient():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_very_unlikely_tokens_have_a_finite_loss_and_gradient(dtype):
     head = torch.nn.Linear(2, 3, bias=False)
     head.weight.data = torch.tensor([[400.0, 0.0], [0.0, 0.0], [-400.0, 0.0]])
     hidden = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]], requires_grad=True)
-    loss = chunked_loss(head, hidden, torch.tensor([[0, 2]]), vocab_size=3)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        loss = chunked_loss(head, hidden, torch.tensor([[0, 2]]), vocab_size=3)
     loss.backward()
     assert loss.item() == 800
     torch.testing.assert_close(hidden.grad[0, 0], torch.tensor([800.0, 0.0]))
+
+
+@pytest.mark.parametrize("logit", [-30.0, -3.0, 0.0, 0.5, 2.0, 5.0, 8.0, 11.0])
+def test_the_surer_a_token_the_finer_are_loss_and_gradient_in_bfloat16(logit):
+    """A probability of 0.9999 is 1 in bfloat16; what is left of loss and gradient must not be."""
+    head = torch.nn.Linear(4, 4, bias=False)
+    head.weight.data = torch.eye(4)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        hidden = torch.tensor([[[logit, 0.0, -0.25, 1.0]]], requires_grad=True)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss = chunked_loss(head, hidden, torch.tensor([[-100, 0]]), 4, shift_labels=torch.tensor([[0]]))
+        loss.backward()
+        found.append((loss.detach(), hidden.grad, head.weight.grad))
+        head.weight.grad = None
+    for exact, narrow in zip(*found, strict=True):
+        torch.testing.assert_close(narrow, exact, rtol=2**-6, atol=1e-9)
+
+
+def test_logits_that_are_no_numbers_give_no_number_in_bfloat16():
+    head = torch.nn.Linear(4, 4, bias=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = torch.tensor([[[1.0, float("nan"), 0.0, 0.0]] * 2], requires_grad=True)
+        assert chunked_loss(head, hidden, torch.tensor([[0, 1]]), 4).isnan()
 
 
 def test_the_default_terms_are_the_plain_loss():
