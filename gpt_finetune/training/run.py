@@ -57,7 +57,9 @@ class Run:
         before: list[int] = []
         if resume:
             self.checkpoint = str(newest_whole(self.folder, main=self.main))
-            before = _resumed(self.folder, int(self.checkpoint.rpartition("-")[2]))
+            step = int(self.checkpoint.rpartition("-")[2])
+            before = _resumed(self.folder, step)
+            self._begin -= _spent(self.folder, step)
         self.receipt: dict[str, Any] = {
             "title": self.folder.name,
             "recipe": recipe,
@@ -269,6 +271,14 @@ def _resumed(folder: Path, step: int) -> list[int]:
     except (OSError, ValueError, AttributeError):
         before = []
     return [*(earlier for earlier in before if earlier < step), step]
+
+
+def _spent(folder: Path, step: int) -> float:
+    """Return the seconds that a run had taken when it came to a step, in all sittings."""
+    from gpt_finetune.training.callbacks import read_json_lines
+
+    rows = read_json_lines(folder / "metrics.jsonl")
+    return max((row.get("elapsed_s", 0.0) for row in rows if row.get("step", 0) <= step), default=0.0)
 
 
 def environment(trainer: Any) -> dict[str, Any]:

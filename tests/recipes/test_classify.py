@@ -289,6 +289,10 @@ def test_folds_are_one_command_that_goes_on_where_it_was_killed(begin, tmp_path)
     killed = receipt(output / "fold-1") | {"status": "running"}
     (output / "fold-1" / "run.json").write_text(json.dumps(killed), encoding="utf-8")
     shutil.rmtree(output / "fold-1" / "checkpoint-6")
+    metrics = output / "fold-1" / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    slow = [json.dumps(row | {"elapsed_s": 1000.0}) + "\n" for row in rows]
+    metrics.write_text("".join(slow), encoding="utf-8")
     before = (output / "fold-0" / "run.json").stat().st_mtime_ns
     with pytest.raises(InputError, match="it already holds a run"):
         begin(output, *more)
@@ -298,6 +302,7 @@ def test_folds_are_one_command_that_goes_on_where_it_was_killed(begin, tmp_path)
     assert (output / "fold-0" / "run.json").stat().st_mtime_ns == before
     assert [json.loads(line)["step"] for line in (output / "fold-1" / "metrics.jsonl").open()][-1] == 6
     assert receipt(output / "fold-1")["resumed_from"] == [3]
+    assert 1000 < receipt(output / "fold-1")["duration_s"] < 1600  # up to the checkpoint, and from there
     assert {receipt(output / f"fold-{k}")["status"] for k in range(2)} == {"finished"}
     assert resumed == pytest.approx(figures, rel=1e-4)
 
