@@ -145,16 +145,20 @@ def test_compiled_it_is_the_same_loss(make_config, batch):
 
 
 def test_in_bfloat16_the_gradients_are_as_good_as_those_of_whole_logits(make_config, batch):
-    model = make(make_config)
-    exact = learn(model, **batch)[1]
+    """On average: which of the two rounds luckier in one batch is chance."""
+    model, errors = make(make_config), torch.zeros(2)
 
-    def error(**options):
+    def error(given, exact, **options):
         with torch.autocast("cpu", torch.bfloat16):
-            found = learn(model, **batch, **options)[1]
+            found = learn(model, **given, **options)[1]
         return sum((found[name] - exact[name]).norm() for name in exact) / sum(g.norm() for g in exact.values())
 
-    assert error() <= 1.05 * error(skip_logits=False)
-    assert error() > 0  # it did compute in bfloat16
+    for _ in range(8):
+        ids = torch.randint(VOCAB, (ROWS, LENGTH))
+        given = {"input_ids": ids, "labels": torch.where(batch["labels"] == -100, -100, ids)}
+        exact = learn(model, **given)[1]
+        errors += torch.stack((error(given, exact), error(given, exact, skip_logits=False)))
+    assert 0 < errors[0] <= errors[1]
 
 
 def test_a_model_in_bfloat16_learns_in_its_own_type(make_config, batch):
