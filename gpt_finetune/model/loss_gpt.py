@@ -211,18 +211,20 @@ def differentiate_in_tiles_(
     return losses
 
 
-def differentiate_narrow_(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Do the same for logits in bfloat16 and a plain loss, in two passes: (C, V), (C, 1) -> (C, 1).
+def differentiate_narrow_(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Do the same for logits in bfloat16 and a plain loss, in two passes, and leave the targets' derivatives out.
 
     A softmax is float32 within, and its rounding that of a derivative. What a rounded probability near 1 would lose is
     its distance from 1: that is what all other tokens have, and is taken from them, for derivative and loss alike.
+
+    Returns:
+        The losses, (C, 1), and the targets' derivatives, (C, 1), instead of which the logits hold zeros.
     """
     torch.softmax(logits, -1, out=logits)
     here = torch.arange(len(logits), device=logits.device), targets.squeeze(1)  # scatter_ takes longer than a softmax
-    right, logits[here] = logits[here].float(), 0.0
-    others = logits.sum(1)
-    logits[here] = -others
-    return torch.where(right > 0.5, -torch.log1p(-others.float()), -right.log())[:, None]
+    right, logits[here] = logits[here].float()[:, None], 0.0
+    others = logits.sum(1, keepdim=True).float()
+    return torch.where(right > 0.5, -torch.log1p(-others), -right.log()), -others
 
 
 def product_over_tokens(derivatives: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
@@ -275,20 +277,26 @@ class _LinearLoss(torch.autograd.Function):
                 here = slice(begin, begin + step)
                 rows, mine = hidden[here].to(dtype), mask[here, None]
                 logits = torch.mm(rows, columns, out=buffer[: len(rows)])
+                slopes = None
                 if narrow:
-                    losses[here] = differentiate_narrow_(logits, targets[here, None])
-                if not narrow or not losses[here].isfinite().all():  # what is 0 in bfloat16 has a logarithm
-                    logits = torch.mm(rows, columns, out=logits) if narrow else logits
+                    losses[here], slopes = differentiate_narrow_(logits, targets[here, None])
+                if slopes is None or not losses[here].isfinite().all():  # what is 0 in bfloat16 has a logarithm
+                    logits, slopes = torch.mm(rows, columns, out=logits) if narrow else logits, None
                     given = logits, targets[here, None], mine, (bias, grads[2])
                     losses[here] = differentiate_in_tiles_(*given, terms, any(wanted))
                 if grads[0] is not None:
-                    grads[0][here] = product_over_tokens(logits, matrix) * mine
+                    grads[0][here] = product_over_tokens(logits, matrix)
+                    if slopes is not None:  # most of it, and so not rounded
+                        grads[0][here] += slopes * weight[targets[here]]
+                    grads[0][here] *= mine
                 if grads[1] is not None and exact:
                     torch.addmm(grads[1], logits.t(), rows * mine, out=grads[1])
                 elif grads[1] is not None:
                     rows = rows * mine.to(dtype)
                     for total, some in zip(grads[1].split(share), logits.split(share, 1), strict=True):
                         total.add_(some.t() @ rows)
+                    if slopes is not None:
+                        grads[1].index_add_(0, targets[here], slopes * mine * hidden[here])
         loss = (losses.squeeze(1) * mask).sum()
         ctx.save_for_backward(*grads)
         ctx.dtypes = [None if given is None else given.dtype for given in (hidden, weight, bias)]

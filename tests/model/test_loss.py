@@ -144,7 +144,7 @@ def test_compiled_it_is_the_same_loss(make_config, batch):
     assert_same(learn(compiled, **batch), wanted, **EXACT)
 
 
-def test_in_bfloat16_the_gradients_are_as_good_as_those_of_whole_logits(make_config, batch):
+def test_in_bfloat16_the_gradients_are_better_than_those_of_whole_logits(make_config, batch):
     """On average: which of the two rounds luckier in one batch is chance."""
     model, errors = make(make_config), torch.zeros(2)
 
@@ -158,7 +158,7 @@ def test_in_bfloat16_the_gradients_are_as_good_as_those_of_whole_logits(make_con
         given = {"input_ids": ids, "labels": torch.where(batch["labels"] == -100, -100, ids)}
         exact = learn(model, **given)[1]
         errors += torch.stack((error(given, exact), error(given, exact, skip_logits=False)))
-    assert 0 < errors[0] <= errors[1]
+    assert 0 < errors[0] < 0.8 * errors[1]  # the targets' part is float32
 
 
 def test_a_model_in_bfloat16_learns_in_its_own_type(make_config, batch):
