@@ -20,6 +20,7 @@ LOGITS_AT_ONCE = 2**27  # bytes
 LOGITS_IN_CACHE = 2**19
 COLUMNS_IN_CACHE = 2**12  # of the head's gradient, added up in float32 at once
 SHARES = 4  # of the vocabulary
+ENOUGH = 1024  # tokens for which it pays to lay the head out anew
 
 
 class Terms(NamedTuple):
@@ -262,7 +263,8 @@ class _LinearLoss(torch.autograd.Function):
         matrix, step = weight.to(dtype), even_pieces(len(hidden), rows_at_once(len(weight), dtype))
         columns, narrow = matrix.t(), False
         if device == "cpu" and dtype == torch.bfloat16 and not torch.compiler.is_compiling():
-            columns = columns.contiguous()  # the product takes half as long
+            if len(hidden) >= ENOUGH:
+                columns = columns.contiguous()  # the product takes half as long
             narrow = bias is None and terms == Terms() and any(ctx.needs_input_grad[:2])
         buffer = hidden.new_empty((min(step, len(hidden)), len(weight)), dtype=dtype)
         wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]
