@@ -25,11 +25,11 @@ from gpt_finetune.config import to_yaml
 from gpt_finetune.errors import InputError
 from gpt_finetune.tasks.config import FIGURES, SINGLE
 from gpt_finetune.tasks.fold_tests import compare_pooled
-from gpt_finetune.training.run import RECEIPT, Run
+from gpt_finetune.training.run import OF_ONE_COMMAND, RECEIPT, Run
 
 log = logging.getLogger(__name__)
 
-_NOT_THE_RUN = ("output_dir", "resume", "overwrite")  # fields that may differ when a run goes on
+_NOT_THE_RUN = ("output_dir", *OF_ONE_COMMAND)  # fields that may differ when a run goes on
 
 
 class FoldsRun(Run):

@@ -37,9 +37,8 @@ class MetricsWriter(TrainerCallback):
         """Start the clock, going on from what is there."""
         if not state.is_world_process_zero:
             return
-        kept = [row for row in read_json_lines(self.path) if row.get("step", 0) <= state.global_step]
-        kept = kept if state.global_step else []
-        self._start = time.perf_counter() - max((row.get("elapsed_s", 0.0) for row in kept), default=0.0)
+        kept = rows_until(self.path, state.global_step)
+        self._start = time.perf_counter() - seconds_of(kept)
         self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
@@ -112,6 +111,16 @@ class SampleWriter(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Sample at the end in any case, also where nothing is evaluated."""
         self.on_evaluate(args, state, control, **kwargs)
+
+
+def rows_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """Return the rows of a run's metrics up to the step that it goes on from; none where it begins, at 0."""
+    return [row for row in read_json_lines(path) if row.get("step", 0) <= step] if step else []
+
+
+def seconds_of(rows: list[dict[str, Any]]) -> float:
+    """Return how long a run had taken when it wrote the last of its metrics' rows, in all sittings."""
+    return max((row.get("elapsed_s", 0.0) for row in rows), default=0.0)
 
 
 def is_shared(model: Any) -> bool:

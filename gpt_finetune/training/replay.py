@@ -25,13 +25,13 @@ from gpt_finetune.checkpoints.manifest import MANIFEST, damage
 from gpt_finetune.config import parse
 from gpt_finetune.errors import InputError
 from gpt_finetune.training.callbacks import read_json_lines
-from gpt_finetune.training.run import GUESTS, RECEIPT
+from gpt_finetune.training.run import GUESTS, OF_ONE_COMMAND, RECEIPT
 
 log = logging.getLogger(__name__)
 
 OUTCOME = "replay.json"
 _COMPARED = ("loss", "grad_norm", "learning_rate")
-_THE_FOLDER = ("output_dir", "resume", "overwrite")  # of a configuration, what a replay has of its own
+_THE_FOLDER = ("output_dir", *OF_ONE_COMMAND)  # of a configuration, what a replay has of its own
 _SECTIONS = ("environment", "model", "data")  # of a receipt, what may explain a difference
 # Consequences of the machine's load, or long tables of what the fingerprint stands for.
 _LEFT_OUT = ("data.ledger", "model.memory_estimate")

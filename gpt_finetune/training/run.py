@@ -24,9 +24,9 @@ from gpt_finetune.training.arguments import SampleConfig
 log = logging.getLogger(__name__)
 
 RECEIPT = "run.json"
+OF_ONE_COMMAND = ("resume", "overwrite")  # of a configuration, what whoever goes on with a run says anew
 GUESTS: list[Any] = []  # callbacks that join those of each run in this process, see `replay`
 _KEPT: list[Any] = []  # see _part
-_OF_ONE_COMMAND = {"resume", "overwrite"}  # of a configuration, what whoever goes on with a run says anew
 
 
 class Run:
@@ -59,7 +59,10 @@ class Run:
             self.checkpoint = str(newest_whole(self.folder, main=self.main))
             step = int(self.checkpoint.rpartition("-")[2])
             before = _resumed(self.folder, step)
-            self._begin -= _spent(self.folder, step)
+
+            from gpt_finetune.training.callbacks import rows_until, seconds_of
+
+            self._begin -= seconds_of(rows_until(self.folder / "metrics.jsonl", step))
         self.receipt: dict[str, Any] = {
             "title": self.folder.name,
             "recipe": recipe,
@@ -69,7 +72,7 @@ class Run:
             **({"resumed_from": before} if before else {}),
         }
         if self.main:
-            began = dict.fromkeys(vars(config).keys() & _OF_ONE_COMMAND, False)
+            began = dict.fromkeys(vars(config).keys() & OF_ONE_COMMAND, False)
             self.write("config.yaml", to_yaml(dataclasses.replace(config, **began)))
             self.save_receipt()
 
@@ -271,14 +274,6 @@ def _resumed(folder: Path, step: int) -> list[int]:
     except (OSError, ValueError, AttributeError):
         before = []
     return [*(earlier for earlier in before if earlier < step), step]
-
-
-def _spent(folder: Path, step: int) -> float:
-    """Return the seconds that a run had taken when it came to a step, in all sittings."""
-    from gpt_finetune.training.callbacks import read_json_lines
-
-    rows = read_json_lines(folder / "metrics.jsonl")
-    return max((row.get("elapsed_s", 0.0) for row in rows if row.get("step", 0) <= step), default=0.0)
 
 
 def environment(trainer: Any) -> dict[str, Any]:
