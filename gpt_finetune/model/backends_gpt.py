@@ -17,6 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 # Up to so many keys matrix products train faster than a fused kernel, on a CPU in bfloat16.
 SHORT = 512
+BLOCK = 256  # of their queries at once
 
 
 def eager_attention_forward(
@@ -171,24 +172,38 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        scale: float,
+        spans: list[tuple[slice, slice]],
     ) -> torch.Tensor:
-        """Keep the weights, (N, T, S), for the backward pass."""
-        seen = query.new_zeros(()) if mask is None else mask
-        weights = torch.baddbmm(seen, query, key.mT, beta=float(mask is not None), alpha=scale)
-        torch.softmax(weights, -1, out=weights)  # within, it is float32
-        ctx.save_for_backward(query, key, value, weights)
-        ctx.scale = scale
-        return torch.bmm(weights, value)
+        """Keep the weights of each span, (N, its queries, its keys), for the backward pass."""
+        ctx.scale, ctx.spans, mixed, kept = scale, spans, torch.empty_like(query), []
+        for rows, keys in spans:
+            seen = query.new_zeros(()) if mask is None else mask[:, rows, keys]
+            weights = torch.baddbmm(seen, query[:, rows], key[:, keys].mT, beta=float(mask is not None), alpha=scale)
+            torch.softmax(weights, -1, out=weights)  # within, it is float32
+            mixed[:, rows] = torch.bmm(weights, value[:, keys])
+            kept.append(weights)
+        ctx.save_for_backward(query, key, value, *kept)
+        return mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Differentiate by query, key and value."""
-        query, key, value, weights = ctx.saved_tensors
-        scores = torch._softmax_backward_data(torch.bmm(slope, value.mT), weights, -1, weights.dtype)
-        by_query, by_key = torch.bmm(scores, key).mul_(ctx.scale), torch.bmm(scores.mT, query).mul_(ctx.scale)
-        return by_query, by_key, torch.bmm(weights.mT, slope), None, None
+        """Differentiate by query, key and value; what several spans add to a key is summed in float32."""
+        query, key, value, *kept = ctx.saved_tensors
+        by_query, by_key, by_value = torch.empty_like(query), *(torch.zeros(key.shape) for _ in range(2))
+        for (rows, keys), weights in zip(ctx.spans, kept, strict=True):
+            by_weights = torch.bmm(slope[:, rows], value[:, keys].mT)
+            scores = torch._softmax_backward_data(by_weights, weights, -1, weights.dtype)
+            by_query[:, rows] = torch.bmm(scores, key[:, keys]).mul_(ctx.scale)
+            by_key[:, keys] += torch.bmm(scores.mT, query[:, rows])
+            by_value[:, keys] += torch.bmm(weights.mT, slope[:, rows])
+        return by_query, by_key.mul_(ctx.scale).to(key.dtype), by_value.to(value.dtype), None, None, None
 
 
 def short_by_products(attend: Callable[..., Any]) -> Callable[..., Any]:
@@ -216,14 +231,26 @@ def short_by_products(attend: Callable[..., Any]) -> Callable[..., Any]:
         if not (fits and trains) or dropout or dtype != torch.bfloat16:
             return attend(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
         shape, groups = query.shape, module.num_key_value_groups
+        spans = spans_of_keys(module, attention_mask, shape[2], key.shape[2])
         mask = additive_mask(module, attention_mask, shape, key.shape[2], dtype)
         if groups > 1:
             key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         with torch.autocast("cpu", enabled=False):
-            mixed = _Products.apply(*(given.to(dtype).flatten(0, 1) for given in (query, key, value)), mask, scaling)
+            heads = (given.to(dtype).flatten(0, 1) for given in (query, key, value))
+            mixed = _Products.apply(*heads, mask, scaling, spans)
         return mixed.view(shape).transpose(1, 2), None  # (B, T, H, K)
 
     return attend_by_products
+
+
+def spans_of_keys(module: nn.Module, mask: torch.Tensor | None, tokens: int, keys: int) -> list[tuple[slice, slice]]:
+    """Return blocks of queries, each with the keys to compute: where none looks ahead, little more than half of all."""
+    blocks = [(slice(begin, begin + BLOCK), slice(begin + BLOCK)) for begin in range(0, tokens, BLOCK)]
+    causal = module.is_causal
+    if mask is not None:
+        lowest = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        causal = not any((mask[..., rows, seen.stop :] > lowest).any() for rows, seen in blocks)
+    return blocks if causal else [(slice(tokens), slice(keys))]
 
 
 def additive_mask(
@@ -237,7 +264,7 @@ def additive_mask(
         mask = torch.full((1, 1, shape[2], keys), lowest, dtype=dtype).triu_(1)
     elif mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, lowest)
-    return mask.to(dtype).expand(*shape[:2], *mask.shape[-2:]).flatten(0, 1)
+    return mask.to(dtype).expand(*shape[:3], keys).flatten(0, 1)
 
 
 # transformers' function for an `attn_implementation` -> ours, where that is not the best

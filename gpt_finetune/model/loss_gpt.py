@@ -13,10 +13,14 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 Head = Callable[[torch.Tensor], torch.Tensor]
+Weights = tuple[torch.Tensor | None, torch.Tensor | None]
 # 128 MiB. Fewer make matrix products too narrow, and add up the head's gradient too often.
 LOGITS_AT_ONCE = 2**27  # bytes
 # 2 MiB in float32: what the cores of a CPU keep near them.
 LOGITS_IN_CACHE = 2**19
+COLUMNS_IN_CACHE = 2**12  # of the head's gradient, added up in float32 at once
+SHARES = 4  # of the vocabulary
+ENOUGH = 1024  # tokens for which it pays to lay the head out anew
 
 
 class Terms(NamedTuple):
@@ -177,6 +181,68 @@ def differentiate_(logits: torch.Tensor, targets: torch.Tensor, terms: Terms, wa
     return losses
 
 
+def differentiate_in_tiles_(
+    logits: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor, bias: Weights, terms: Terms, wanted: bool
+) -> torch.Tensor:
+    """Do the same for logits of any precision, a few rows of them in float32 at once: (C, V), (C, 1), (C, 1) -> (C, 1).
+
+    All passes over a few rows find them in a CPU's cache, where a GPU wants long launches.
+
+    Args:
+        logits: Overwritten.
+        targets: Token ids.
+        mask: Factor of each token's loss.
+        bias: Of the head, (V,), and its gradient so far, to which this adds; each may be None.
+        terms: Of the loss.
+        wanted: Whether to differentiate.
+    """
+    at_once = LOGITS_IN_CACHE if logits.device.type == "cpu" else LOGITS_AT_ONCE // 4
+    losses, (added, by_bias) = torch.empty(targets.shape, device=logits.device), bias
+    tile = max(1, at_once // logits.shape[1])
+    for first in range(0, len(logits), tile):
+        some = slice(first, first + tile)
+        part = logits[some].float()  # float32 is itself
+        if added is not None:
+            part.add_(added)
+        losses[some] = differentiate_(part, targets[some], terms, wanted)
+        if by_bias is not None:
+            by_bias.add_((part * mask[some]).sum(0))
+        if wanted and part.dtype != logits.dtype:
+            logits[some] = part
+    return losses
+
+
+def differentiate_narrow_(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Do the same for logits in bfloat16 and a plain loss, in two passes, and leave the targets' derivatives out.
+
+    A softmax is float32 within, and its rounding that of a derivative. What a rounded probability near 1 would lose is
+    its distance from 1: that is what all other tokens have, and is taken from them, for derivative and loss alike.
+
+    Returns:
+        The losses, (C, 1), and the targets' derivatives, (C, 1), instead of which the logits hold zeros.
+    """
+    torch.softmax(logits, -1, out=logits)
+    here = torch.arange(len(logits), device=logits.device), targets.squeeze(1)  # scatter_ takes longer than a softmax
+    right, logits[here] = logits[here].float()[:, None], 0.0
+    others = logits.sum(1, keepdim=True).float()
+    return torch.where(right > 0.5, -torch.log1p(-others), -right.log()), -others
+
+
+def product_over_tokens(derivatives: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Return what the logits' derivatives mean for hidden states: (C, V), (V, D) -> (C, D).
+
+    A CPU's product over a dimension as long as V leaves half of its cores idle, for most C; in shares side by side it
+    does not. They are summed in float32.
+    """
+    if derivatives.device.type != "cpu" or derivatives.dtype != torch.bfloat16:
+        return derivatives @ matrix
+    share, rest = divmod(len(matrix), SHARES)
+    end = len(matrix) - rest
+    left = derivatives[:, :end].unflatten(1, (SHARES, share)).transpose(0, 1)
+    found = torch.bmm(left, matrix[:end].unflatten(0, (SHARES, share))).sum(0, dtype=torch.float32)
+    return found.add_(derivatives[:, end:] @ matrix[end:]) if rest else found
+
+
 class _LinearLoss(torch.autograd.Function):
     """The sum of the losses over a linear head: (N, D), (V, D), (V,), (N,), (N,) -> ()."""
 
@@ -195,38 +261,44 @@ class _LinearLoss(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         exact = dtype == torch.float32
         matrix, step = weight.to(dtype), even_pieces(len(hidden), rows_at_once(len(weight), dtype))
+        columns, narrow = matrix.t(), False
+        if device == "cpu" and dtype == torch.bfloat16 and not torch.compiler.is_compiling():
+            if len(hidden) >= ENOUGH:
+                columns = columns.contiguous()  # the product takes half as long
+            narrow = bias is None and terms == Terms() and any(ctx.needs_input_grad[:2])
         buffer = hidden.new_empty((min(step, len(hidden)), len(weight)), dtype=dtype)
-        # A cache holds a few rows of logits, and all passes over them find them there; a GPU wants long launches.
-        tile = max(1, (LOGITS_IN_CACHE if device == "cpu" else LOGITS_AT_ONCE // 4) // len(weight))
-        work = buffer if exact else buffer.new_empty((min(tile, len(buffer)), len(weight)), dtype=torch.float32)
         wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]
         grads = [
             torch.zeros_like(given, dtype=torch.float32) if needed else None
             for given, needed in zip((hidden, weight, bias), wanted, strict=True)
         ]
-        product = None if grads[1] is None or exact else torch.empty_like(matrix)
+        share = COLUMNS_IN_CACHE if device == "cpu" else len(weight)
         losses = hidden.new_empty((len(hidden), 1), dtype=torch.float32)
         with torch.autocast(device, enabled=False):
             for begin in range(0, len(hidden), step):
                 here = slice(begin, begin + step)
                 rows, mine = hidden[here].to(dtype), mask[here, None]
-                logits = torch.mm(rows, matrix.t(), out=buffer[: len(rows)])
-                for first in range(0, len(rows), tile):
-                    some = slice(first, first + tile)
-                    part = logits[some] if exact else work[: len(logits[some])].copy_(logits[some])
-                    if bias is not None:
-                        part.add_(bias)
-                    losses[here][some] = differentiate_(part, targets[here][some, None], terms, any(wanted))
-                    if grads[2] is not None:
-                        grads[2].add_((part * mine[some]).sum(0))
-                    if not exact and any(wanted):
-                        logits[some].copy_(part)
+                logits = torch.mm(rows, columns, out=buffer[: len(rows)])
+                slopes = None
+                if narrow:
+                    losses[here], slopes = differentiate_narrow_(logits, targets[here, None])
+                if slopes is None or not losses[here].isfinite().all():  # what is 0 in bfloat16 has a logarithm
+                    logits, slopes = torch.mm(rows, columns, out=logits) if narrow else logits, None
+                    given = logits, targets[here, None], mine, (bias, grads[2])
+                    losses[here] = differentiate_in_tiles_(*given, terms, any(wanted))
                 if grads[0] is not None:
-                    grads[0][here] = (logits @ matrix) * mine
+                    grads[0][here] = product_over_tokens(logits, matrix)
+                    if slopes is not None:  # most of it, and so not rounded
+                        grads[0][here] += slopes * weight[targets[here]]
+                    grads[0][here] *= mine
                 if grads[1] is not None and exact:
                     torch.addmm(grads[1], logits.t(), rows * mine, out=grads[1])
                 elif grads[1] is not None:
-                    grads[1].add_(torch.mm(logits.t(), rows * mine.to(dtype), out=product))
+                    rows = rows * mine.to(dtype)
+                    for total, some in zip(grads[1].split(share), logits.split(share, 1), strict=True):
+                        total.add_(some.t() @ rows)
+                    if slopes is not None:
+                        grads[1].index_add_(0, targets[here], slopes * mine * hidden[here])
         loss = (losses.squeeze(1) * mask).sum()
         ctx.save_for_backward(*grads)
         ctx.dtypes = [None if given is None else given.dtype for given in (hidden, weight, bias)]

@@ -60,11 +60,15 @@ def test_weights_that_bfloat16_holds_train_the_same_to_the_last_bit(method, arch
 
 @pytest.mark.parametrize("method", ["lora", "ia3", "prompt_tuning"])
 def test_other_weights_train_within_bfloat16s_rounding(method, make_model):
-    losses = []
-    for kind in ("float32", "bfloat16"):
-        torch.manual_seed(0)
-        losses.append(fit(adapted(make_model("llama"), method, frozen_dtype=kind), steps=12, bf16=True))
-    assert losses[1] == pytest.approx(losses[0], rel=4e-3)
+    """On average over steps of three runs: how far two runs are apart at one step is chance."""
+    apart = []
+    for seed in range(3):
+        losses = []
+        for kind in ("float32", "bfloat16"):
+            torch.manual_seed(seed)
+            losses.append(fit(adapted(make_model("llama"), method, frozen_dtype=kind), steps=12, bf16=True))
+        apart += [abs(one - other) / one for one, other in zip(*losses, strict=True)]
+    assert sum(apart) / len(apart) < 2e-3
 
 
 def test_a_tied_head_stays_tied_plain_and_without_gradient(make_model):

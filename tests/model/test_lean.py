@@ -20,10 +20,12 @@ def attention(make_config, **changes) -> GPTAttention:
 
 
 def masks(tokens: int) -> dict[str, torch.Tensor | None]:
-    seen = torch.ones(tokens, tokens, dtype=torch.bool).tril() & (torch.rand(3, 1, tokens, tokens) < 0.7)
-    seen |= torch.eye(tokens, dtype=torch.bool)
+    both = (torch.rand(3, 1, tokens, tokens) < 0.7) | torch.eye(tokens, dtype=torch.bool)
+    seen = torch.ones(tokens, tokens, dtype=torch.bool).tril() & both
     added = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
-    return {"causal": None, "boolean": seen, "added": added}
+    row = torch.ones(3, 1, 1, tokens, dtype=torch.bool)
+    row[1, ..., 7:] = False
+    return {"causal": None, "boolean": seen, "added": added, "ahead": both, "one for all queries": row}
 
 
 def calls(monkeypatch) -> list[torch.Size]:
@@ -36,10 +38,12 @@ def calls(monkeypatch) -> list[torch.Size]:
     return seen
 
 
-@pytest.mark.parametrize("mask", ["causal", "boolean", "added"])
-def test_products_are_attention_in_exact_arithmetic(make_config, monkeypatch, mask):
+@pytest.mark.parametrize("block", [4, 11, 128])
+@pytest.mark.parametrize("mask", ["causal", "boolean", "added", "ahead", "one for all queries"])
+def test_products_are_attention_in_exact_arithmetic(make_config, monkeypatch, mask, block):
     """The formulas, forward and backward, with the rounding to bfloat16 taken away."""
     monkeypatch.setattr(torch, "bfloat16", torch.float32)
+    monkeypatch.setattr(backends_gpt, "BLOCK", block)
     layer, found, seen = attention(make_config), [], calls(monkeypatch)
     query, key, value = (torch.randn(3, heads, 11, 16, requires_grad=True) for heads in (4, 2, 2))
     slope, given = torch.randn(3, 11, 4, 16), masks(11)[mask]
@@ -51,6 +55,30 @@ def test_products_are_attention_in_exact_arithmetic(make_config, monkeypatch, ma
     assert len(seen) == 1  # by_products, the second time
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, **EXACT)
+
+
+def test_what_no_query_sees_is_not_computed(make_config):
+    """A prefix that looks ahead, or keys before the row, need all pairs."""
+    layer = attention(make_config)
+    length, blocks = 3 * backends_gpt.BLOCK - 1, 3
+    square = torch.ones(length, length, dtype=torch.bool)
+    added = torch.zeros(length, length).masked_fill(square.triu(1), torch.finfo(torch.float32).min)
+    both_ways = attention(make_config, is_causal=False)
+    for module, mask, keys, wanted in (
+        (layer, None, length, blocks),
+        (layer, square.tril()[None, None], length, blocks),
+        (layer, added[None, None], length, blocks),
+        (layer, square.tril(2)[None, None], length, 1),
+        (layer, torch.cat((square[:, :9], square.tril()), 1)[None, None], length + 9, 1),
+        (both_ways, None, length, 1),
+    ):
+        spans = backends_gpt.spans_of_keys(module, mask, length, keys)
+        assert len(spans) == wanted
+        pairs = torch.zeros(length, keys, dtype=torch.bool)
+        for rows, seen in spans:
+            pairs[rows, seen] = True
+        assert wanted == 1 or pairs.sum() < 0.7 * length * keys
+        assert pairs.all() if wanted == 1 else pairs[square.tril()].all()
 
 
 def test_only_short_rows_in_training_in_bfloat16_are_computed_so(make_config, make_model, monkeypatch):
@@ -97,7 +125,8 @@ def test_lean_steps_have_the_gradients_of_float32_within_bfloat16(make_model, ar
         make_lean(model, LEAN if lean else SimpleNamespace())
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            model(ids, labels=ids, output_router_logits=False).loss.backward()
+            whole = {"skip_logits": False} if name == "autocast" else {}  # as transformers computes its loss
+            model(ids, labels=ids, output_router_logits=False, **whole).loss.backward()
         found[name] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
     def error(name: str) -> float:
