@@ -97,7 +97,7 @@ def main(config: AnswerConfig) -> dict[str, float]:
             data_collator=data.collate,
             processing_class=tokenizer,
             callbacks=[*launched.callbacks(), *training.stoppers(config.judge)],
-            optimizer_cls_and_kwargs=custom_optimizer(config.train),
+            optimizer_cls_and_kwargs=custom_optimizer(config.train, arguments),
             measure=data.measure,
             spans=config.spans,
         )

@@ -91,7 +91,7 @@ def main(config: ChooseConfig) -> dict[str, float]:
             data_collator=data.collate,
             processing_class=tokenizer,
             callbacks=[*launched.callbacks(), *training.stoppers(config.judge)],
-            optimizer_cls_and_kwargs=custom_optimizer(config.train),
+            optimizer_cls_and_kwargs=custom_optimizer(config.train, arguments),
             measure=data.measure,
         )
         launched.describe(trainer, data, config, config.data.max_length, **facts)

@@ -98,7 +98,7 @@ def main(config: ClassifyConfig) -> dict[str, float]:
             data_collator=data.collate,
             processing_class=tokenizer,
             callbacks=[*launched.callbacks(), *training.stoppers(config.judge)],
-            optimizer_cls_and_kwargs=custom_optimizer(config.train),
+            optimizer_cls_and_kwargs=custom_optimizer(config.train, arguments),
             measure=data.measure,
             class_weights=training.weights(data, config.judge),
         )

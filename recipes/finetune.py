@@ -97,7 +97,7 @@ def main(config: FinetuneConfig) -> dict[str, float]:
             data_collator=data.collate,
             processing_class=data.tokenizer,
             callbacks=launched.callbacks(),
-            optimizer_cls_and_kwargs=custom_optimizer(config.train),
+            optimizer_cls_and_kwargs=custom_optimizer(config.train, arguments),
             z_loss=config.train.z_loss,
             tokens_per_byte=data.tokens_per_byte,
             eval_tokens_per_byte=data.eval_tokens_per_byte,

@@ -77,7 +77,7 @@ def main(config: PretrainConfig) -> dict[str, float]:
             data_collator=data.collate,
             processing_class=data.tokenizer,
             callbacks=launched.callbacks(config.sample, data.tokenizer),
-            optimizer_cls_and_kwargs=custom_optimizer(config.train),
+            optimizer_cls_and_kwargs=custom_optimizer(config.train, arguments),
             z_loss=config.train.z_loss,
             tokens_per_byte=data.tokens_per_byte,
             eval_tokens_per_byte=data.validation_tokens / data.validation_bytes if data.validation else None,

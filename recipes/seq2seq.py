@@ -98,7 +98,7 @@ def main(config: Seq2SeqConfig) -> dict[str, float]:
             data_collator=data.collate,
             processing_class=data.tokenizer,
             callbacks=launched.callbacks(),
-            optimizer_cls_and_kwargs=custom_optimizer(config.train),
+            optimizer_cls_and_kwargs=custom_optimizer(config.train, arguments),
             prompts=data.prompts,
             answering=replace(config.write, max_new_tokens=config.write.max_new_tokens or config.data.lengths[1]),
         )

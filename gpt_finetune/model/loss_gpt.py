@@ -19,7 +19,8 @@ LOGITS_AT_ONCE = 2**27  # bytes
 # 2 MiB in float32: what the cores of a CPU keep near them.
 LOGITS_IN_CACHE = 2**19
 COLUMNS_IN_CACHE = 2**12  # of the head's gradient, added up in float32 at once
-SHARES = 4  # of the vocabulary
+SHARES = 4  # of a vocabulary
+MANY = 2**14  # entries, from which on shares pay
 ENOUGH = 1024  # tokens for which it pays to lay the head out anew
 
 
@@ -231,10 +232,10 @@ def differentiate_narrow_(logits: torch.Tensor, targets: torch.Tensor) -> tuple[
 def product_over_tokens(derivatives: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """Return what the logits' derivatives mean for hidden states: (C, V), (V, D) -> (C, D).
 
-    A CPU's product over a dimension as long as V leaves half of its cores idle, for most C; in shares side by side it
-    does not. They are summed in float32.
+    A CPU's product over a long dimension leaves half of its cores idle, for most C; in shares side by side it does not.
+    They are summed in float32.
     """
-    if derivatives.device.type != "cpu" or derivatives.dtype != torch.bfloat16:
+    if derivatives.device.type != "cpu" or derivatives.dtype != torch.bfloat16 or len(matrix) < MANY:
         return derivatives @ matrix
     share, rest = divmod(len(matrix), SHARES)
     end = len(matrix) - rest

@@ -28,6 +28,9 @@ class TrainConfig:
         learning_rate: Peak learning rate.
         embedding_learning_rate: Peak learning rate of embeddings, head, norms and biases under muon; null means
             learning_rate. Rows of an embedding are seen seldom, and bear a few times more.
+        muon_precision: What muon orthogonalises in: auto takes bfloat16 where the training computes in it, as
+            torch.optim.Muon always does. Directions a thousand times weaker than a gradient's strongest come to a
+            length of 0.34 to 0.6 then, in float32 to 0.43 to 0.58; strong ones to 1 within an eighth in both.
         schedule: Shape after warm-up: cosine, wsd (warm-up, stable, decay), linear or constant.
         warmup_steps: Optimiser steps of linear warm-up.
         decay_steps: Optimiser steps of the final decay (wsd only); null means a fifth of all.
@@ -71,6 +74,7 @@ class TrainConfig:
     optimizer: str = "adamw"
     learning_rate: float = 1e-3
     embedding_learning_rate: float | None = None
+    muon_precision: Literal["auto", "float32", "bfloat16"] = "auto"
     schedule: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
     warmup_steps: int = 0
     decay_steps: int | None = None
@@ -304,13 +308,20 @@ def training_arguments(
         raise InputError("train", config.trainer or "…", str(error), "Mend the train section") from None
 
 
-def custom_optimizer(config: TrainConfig) -> tuple[type, dict[str, Any]] | None:
-    """Return class and arguments of an optimiser that transformers does not have, as its Trainer takes them."""
+def custom_optimizer(config: TrainConfig, arguments: TrainingArguments) -> tuple[type, dict[str, Any]] | None:
+    """Return class and arguments of an optimiser that transformers does not have, as its Trainer takes them.
+
+    Args:
+        config: The training section.
+        arguments: What `training_arguments` made of it.
+    """
     if config.optimizer != "muon":
         return None
     from gpt_finetune.training.muon import MuonFactory
 
+    narrow = config.muon_precision == "bfloat16" or (config.muon_precision == "auto" and arguments.bf16)
     return MuonFactory, {
+        "precision": "bfloat16" if narrow else "float32",
         "lr": config.learning_rate,
         "adamw_lr": config.embedding_learning_rate,
         "weight_decay": config.weight_decay,

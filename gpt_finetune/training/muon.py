@@ -22,6 +22,7 @@ COEFFICIENTS = (
 )
 # The polynomials leave their interval soon behind one, and rounding must not bring a singular value there.
 MARGIN = 1.02
+SAFETY = 1.02
 
 
 def is_vector(name: str, parameter: nn.Parameter) -> bool:
@@ -30,18 +31,31 @@ def is_vector(name: str, parameter: nn.Parameter) -> bool:
     return len(shape) < 2 or name.endswith("bias")
 
 
-def orthogonalise(matrices: torch.Tensor, steps: int) -> torch.Tensor:
+def orthogonalise(matrices: torch.Tensor, steps: int, precision: torch.dtype = torch.float32) -> torch.Tensor:
     """Replace each matrix U S V^T by about U V^T: (N, rows, columns) -> (N, rows, columns).
 
-    Each step multiplies by a polynomial of the Gram matrix, so all of them are gathered on the short side, where a
-    product is cheap, and meet the matrix once, at the end: half of the arithmetic where one side is four times the
-    other. The root of the Gram matrix's norm bounds the largest singular value, closer than the matrix's own norm.
+    Each step multiplies by a polynomial of the Gram matrix, whose norm's root bounds the largest singular value, closer
+    than the matrix's own norm.
 
-    In float32: `torch.optim.Muon` works in bfloat16, which a processor without such instructions emulates many times
-    slower, and in which a Gram matrix loses the small singular values.
+    Args:
+        matrices: Of any precision, which the result has, too.
+        steps: Polynomials.
+        precision: Of products: float32, or bfloat16, as in `torch.optim.Muon`, which a processor without such
+            instructions emulates many times slower. Directions a thousand times weaker than the strongest come to a
+            length of 0.43 to 0.58 in float32, of 0.34 to 0.6 in bfloat16; strong ones to one within an eighth in both.
     """
     tall = matrices.size(1) > matrices.size(2)
-    x = (matrices.mT if tall else matrices).float()
+    wide = matrices.mT if tall else matrices
+    x = (_by_gram_matrices if precision == torch.float32 else _by_matrices)(wide, steps, precision).to(matrices.dtype)
+    return x.mT if tall else x
+
+
+def _by_gram_matrices(x: torch.Tensor, steps: int, precision: torch.dtype) -> torch.Tensor:
+    """Gather all polynomials on the short side, where a product is cheap, and meet the matrix once, at the end.
+
+    Half of the arithmetic where one side is four times the other. In bfloat16 a Gram matrix would lose what is weak.
+    """
+    x = x.to(precision)
     gram = x @ x.mT
     square = MARGIN * gram.norm(dim=(1, 2), keepdim=True).clamp_min(1e-14)
     gram = gram / square
@@ -50,8 +64,28 @@ def orthogonalise(matrices: torch.Tensor, steps: int) -> torch.Tensor:
         gram = factor @ gram @ factor
         factor = _polynomial(gram, step)
         whole = factor @ whole
-    x = ((whole * square.rsqrt()) @ x).to(matrices.dtype)
-    return x.mT if tall else x
+    return (whole * square.rsqrt()) @ x
+
+
+def _by_matrices(x: torch.Tensor, steps: int, precision: torch.dtype) -> torch.Tensor:
+    """Apply each polynomial to the matrix itself, which keeps what is weak at any precision.
+
+    Rounding brings singular values above one at any step, so that all steps but the last look at them SAFETY times
+    smaller (the same algorithm has 1.01).
+    """
+    x = x.to(precision)
+    gram = x @ x.mT
+    square = MARGIN * gram.float().norm(dim=(1, 2), keepdim=True).clamp_min(1e-14)
+    x, gram = x * square.rsqrt().to(precision), (gram / square).to(precision)
+    for step in range(steps):
+        a, b, c = COEFFICIENTS[min(step, len(COEFFICIENTS) - 1)]
+        if step + 1 < steps:
+            a, b, c = a / SAFETY, b / SAFETY**3, c / SAFETY**5
+        if step > 0:
+            gram = x @ x.mT
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, factor, x, beta=a)
+    return x
 
 
 def _polynomial(gram: torch.Tensor, step: int) -> torch.Tensor:
@@ -75,6 +109,7 @@ class Muon(torch.optim.AdamW):
         weight_decay: Decoupled decay of the matrices, times the learning rate.
         momentum: Decay of the matrices' momentum (Nesterov's).
         steps: Polynomials of the orthogonalisation, at least one.
+        precision: What it computes in; see `orthogonalise`.
         **adamw: Further arguments of AdamW.
 
     Raises:
@@ -89,12 +124,14 @@ class Muon(torch.optim.AdamW):
         weight_decay: float = 0.0,
         momentum: float = 0.95,
         steps: int = 5,
+        precision: str = "float32",
         **adamw: Any,
     ) -> None:
         matrices = list(matrices)
         if any(parameter.ndim not in (2, 3) for parameter in matrices):
             raise ValueError(f"Muon takes matrices, got shapes {sorted({tuple(p.shape) for p in matrices})}")
-        group = {"params": matrices, "weight_decay": weight_decay, "muon": {"momentum": momentum, "steps": steps}}
+        settings = {"momentum": momentum, "steps": steps, "precision": precision}
+        group = {"params": matrices, "weight_decay": weight_decay, "muon": settings}
         super().__init__([group, *({**other, "muon": None} for other in others)], lr=lr, **adamw)
 
     @torch.no_grad()
@@ -115,7 +152,8 @@ class Muon(torch.optim.AdamW):
         for parameter in group["params"]:
             if parameter.grad is not None:
                 same_shape[tuple(parameter.shape[-2:])].append(parameter)
-        momentum = group["muon"]["momentum"]
+        momentum, steps = group["muon"]["momentum"], group["muon"]["steps"]
+        precision = getattr(torch, group["muon"].get("precision", "float32"))  # older checkpoints do not name it
         for (rows, columns), parameters in same_shape.items():
             updates = []
             for parameter in parameters:
@@ -129,7 +167,7 @@ class Muon(torch.optim.AdamW):
                 updates.append(parameter.grad.lerp_(buffer, momentum).view(-1, rows, columns))
                 parameter.grad = None
             # one batch of products a shape
-            directions = orthogonalise(torch.cat(updates), group["muon"]["steps"]).split([len(u) for u in updates])
+            directions = orthogonalise(torch.cat(updates), steps, precision).split([len(u) for u in updates])
             size = group["lr"] * 0.2 * max(rows, columns) ** 0.5
             for parameter, direction in zip(parameters, directions, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction.view_as(parameter), alpha=-size)

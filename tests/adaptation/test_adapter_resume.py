@@ -37,13 +37,14 @@ def train(save, tmp_path):
         model = adapted(base, method, new_rows=new, top_layers=1, **fields)
         settings = {"max_steps": 8, "save_steps": 4, "log_steps": 1, "precision": "float32", "learning_rate": 1e-2}
         config = TrainConfig(**{**settings, **(arguments or {})})
+        args = training_arguments(config, tmp_path / "run")
         trainer = GPTTrainer(
             model=model,
-            args=training_arguments(config, tmp_path / "run"),
+            args=args,
             train_dataset=rows(),
             eval_dataset=rows()[:4],
             data_collator=collate,
-            optimizer_cls_and_kwargs=custom_optimizer(config),
+            optimizer_cls_and_kwargs=custom_optimizer(config, args),
         )
         trainer.train(resume_from_checkpoint=resume)
         return trainer

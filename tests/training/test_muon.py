@@ -5,12 +5,16 @@ import torch
 from torch import nn
 
 from gpt_finetune import GPTForCausalLM
+from gpt_finetune.training.arguments import TrainConfig, custom_optimizer, training_arguments
 from gpt_finetune.training.muon import Muon, MuonFactory, orthogonalise
 
+PRECISIONS = pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
 
+
+@PRECISIONS
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 32), (2, 32, 8)])
-def test_singular_values_come_near_one(shape):
-    values = torch.linalg.svdvals(orthogonalise(torch.randn(shape), steps=5))
+def test_singular_values_come_near_one(shape, precision):
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(shape), 5, precision))
     assert values.min() > 0.3
     assert values.max() < 1.3
 
@@ -27,14 +31,60 @@ def test_singular_values_a_hundred_times_apart_come_as_near(shape, dtype):
     assert values.max() < 1.2
 
 
+@PRECISIONS
 @pytest.mark.parametrize("rank", [0, 1, 3])
-def test_what_lacks_rank_stays_finite(rank):
+def test_what_lacks_rank_stays_finite(rank, precision):
     matrix = torch.randn(1, 24, max(rank, 1)) @ torch.randn(1, max(rank, 1), 48) * (rank > 0)
-    found = orthogonalise(matrix, steps=8)
+    found = orthogonalise(matrix, 8, precision)
     values = torch.linalg.svdvals(found[0])
     assert found.isfinite().all()
-    assert values[rank:].max() < 0.05
     assert rank == 0 or values[:rank].min() > 0.8
+    # a rounded matrix has full rank, and what rounding put there is made longer, too
+    assert values[rank:].max() < (0.05 if precision == torch.float32 else 1.2)
+
+
+@PRECISIONS
+@pytest.mark.parametrize("shape", [(96, 96), (48, 192), (192, 48)])
+def test_singular_values_a_thousand_times_apart(shape, precision):
+    """In bfloat16 the polynomials without their margin of safety bring them to 50 and more."""
+    torch.manual_seed(0)
+    u, _, vh = torch.linalg.svd(torch.randn(4, *shape), full_matrices=False)
+    matrices = (u * torch.logspace(0, -3, min(shape))) @ vh
+    for scale in (1e-4, 1.0, 1e6):
+        found = orthogonalise(matrices * scale, 5, precision)
+        values = torch.linalg.svdvals(found)
+        assert values.min() > 0.4
+        assert values.max() < 1.15
+        assert nn.functional.cosine_similarity(found.flatten(1), (u @ vh).flatten(1)).min() > 0.97
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"precision": "bfloat16"}, "bfloat16"),
+        ({"precision": "float32"}, "float32"),
+        ({"precision": "bfloat16", "muon_precision": "float32"}, "float32"),
+        ({"precision": "float32", "muon_precision": "bfloat16"}, "bfloat16"),
+        ({"precision": "float32", "trainer": {"bf16": True}}, "bfloat16"),
+    ],
+)
+def test_precision_is_that_of_the_training_unless_named(settings, expected, make_config, tmp_path):
+    config = TrainConfig(optimizer="muon", **settings)
+    factory, given = custom_optimizer(config, training_arguments(config, tmp_path))
+    optimizer = factory()(GPTForCausalLM(make_config("modern")), **given)
+    assert optimizer.param_groups[0]["muon"]["precision"] == expected
+
+
+def test_a_checkpoint_that_names_no_precision_goes_on_in_float32():
+    weight = nn.Parameter(torch.randn(8, 8))
+    old = Muon([weight], [], lr=0.1).state_dict()
+    del old["param_groups"][0]["muon"]["precision"]
+    muon, start = Muon([weight], [], lr=0.1, precision="bfloat16"), weight.detach().clone()
+    muon.load_state_dict(old)
+    weight.grad = torch.randn(8, 8)
+    direction = orthogonalise(weight.grad[None].clone(), 5)[0]
+    muon.step()
+    torch.testing.assert_close(weight.detach(), start - 0.1 * 0.2 * 8**0.5 * direction)
 
 
 def test_direction_is_that_of_the_polar_factor():
