@@ -121,11 +121,12 @@ def test_figures_of_fine_tuning_are_those_measured(name):
 def test_figures_of_speed_are_those_measured(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     training, product = result("training"), result("tasks-speed")["product"]
-    narrow = result("training-S1-bfloat16")
+    narrow, small = result("training-S1-bfloat16"), result("training-S3-bfloat16")
     memory = product["packed"]["peak_mb"] / product["padded, transformers"]["peak_mb"]
     for times, share in (
         (training["times_faster"], training["share_of_memory"]),
         (narrow["times_faster"], narrow["share_of_memory"]),
+        (small["times_faster"], small["share_of_memory"]),
         (product["packed_over_padded_transformers"], memory),
     ):
         assert f"**{times:.2f} x** | {share:.0%} |" in text
