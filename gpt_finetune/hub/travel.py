@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +69,18 @@ def _follow(folder: Path, waiting: list[tuple[str, str]]) -> set[str]:
         if not path.is_file():
             remedy = "Save the model again with save_pretrained, which writes its code too"
             raise InputError(asked_by, f"{name}.py", "this code file is not in the folder", remedy)
-        _check_imports(path)
+        _check_imports(path, path.read_bytes())
         found.add(path.name)
         waiting += [(sibling, f"{path.name}: import") for sibling in get_relative_imports(path)]
     return found
 
 
-def _check_imports(path: Path) -> None:
+@lru_cache(maxsize=64)  # each checkpoint asks again about files that rarely change: half a second for ours
+def _check_imports(path: Path, code: bytes) -> None:
     """Refuse what transformers, which finds imports by regular expressions, would not copy or not find."""
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError) as error:
+        tree = ast.parse(code)
+    except (SyntaxError, ValueError) as error:
         problem = f"it is no Python ({type(error).__name__})"
         raise InputError("code", path.name, problem, "Mend the file, or save the model again") from None
     for node in ast.walk(tree):
