@@ -261,6 +261,7 @@ def test_bfloat16_keeps_float32_weights(train):
         ({"learning_rate": -1.0}, "train.learning_rate"),
         ({"epochs": 0.0}, "train.epochs"),
         ({"embedding_learning_rate": 0.1}, "optimizer=adamw has one learning rate"),
+        ({"muon_precision": "float32"}, "optimizer=adamw orthogonalises nothing"),
         ({"max_steps": 5, "warmup_steps": 6}, "warm-up is longer than max_steps=5"),
     ],
 )
