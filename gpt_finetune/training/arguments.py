@@ -130,7 +130,8 @@ class TrainConfig:
             raise InputError("train.embedding_learning_rate", self.embedding_learning_rate, problem, remedy)
         if self.muon_precision != "auto" and self.optimizer != "muon":
             problem = f"optimizer={self.optimizer} orthogonalises nothing"
-            raise InputError("train.muon_precision", self.muon_precision, problem, "Leave it out, or use optimizer=muon")
+            remedy = "Leave it out, or use optimizer=muon"
+            raise InputError("train.muon_precision", self.muon_precision, problem, remedy)
         if self.is_schedule_free and self.schedule != "constant":
             problem = f"optimizer={self.optimizer} averages its weights instead of lowering the rate"
             raise InputError("train.schedule", self.schedule, problem, "Use schedule=constant")
