@@ -216,17 +216,22 @@ _PUSH = ("a token in a configuration ends up in files that are passed on", "Use 
 _REFUSED = dict.fromkeys(("push_to_hub", "hub_token", "push_to_hub_token"), _PUSH)
 
 
-def _refuse_unheard_engine(use_cpu: bool) -> None:
-    """Refuse an engine that Accelerate would pass over without a word.
+_ELSEWHERE = {
+    "FSDP": "Launch with configs/accelerate/cpu-2.yaml; FSDP2 shards on GPUs",
+    "DEEPSPEED": "Launch with configs/accelerate/cpu-2.yaml, or as docs/distributed.md says",
+}
+
+
+def _refuse_unheard_engine(*engines: str) -> None:
+    """Refuse engines that Accelerate would pass over without a word, if `accelerate launch` was told to shard by one.
 
     Raises:
-        InputError: `accelerate launch` was told to shard, and training is on the CPU.
+        InputError: It was.
     """
-    for engine in ("FSDP", "DEEPSPEED") if use_cpu else ():
+    for engine in engines:
         if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
             problem = "on the CPU, Accelerate passes over it and gives each process the whole model"
-            remedy = "Launch with configs/accelerate/cpu-2.yaml, or shard on the CPU with train.trainer.use_cpu=false"
-            raise InputError("accelerate launch", engine, problem, remedy)
+            raise InputError("accelerate launch", engine, problem, _ELSEWHERE[engine])
 
 
 def training_arguments(
@@ -253,7 +258,8 @@ def training_arguments(
     use_cpu = accelerator is None
     if use_cpu:
         use_cpu_threads(config.threads)
-    _refuse_unheard_engine(config.trainer.get("use_cpu", use_cpu))
+    if config.trainer.get("use_cpu", use_cpu):
+        _refuse_unheard_engine("FSDP", "DEEPSPEED")
     schedule, schedule_arguments = _SCHEDULES[config.schedule]
     values: dict[str, Any] = {
         "output_dir": str(output_dir),
@@ -307,9 +313,12 @@ def training_arguments(
                 f"train.trainer.{name}", config.trainer[name], "no such argument", did_you_mean(name, known)
             )
     try:
-        return ReliableArguments(**{**values, **recipe, **config.trainer})
+        arguments = ReliableArguments(**{**values, **recipe, **config.trainer})
     except (ValueError, TypeError, ImportError) as error:
         raise InputError("train", config.trainer or "…", str(error), "Mend the train section") from None
+    if use_cpu and arguments.distributed_state.distributed_type != "MULTI_GPU":  # use_cpu=false shards no more
+        _refuse_unheard_engine("FSDP")
+    return arguments
 
 
 def custom_optimizer(config: TrainConfig, arguments: TrainingArguments) -> tuple[type, dict[str, Any]] | None:

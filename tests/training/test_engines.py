@@ -24,6 +24,9 @@ def test_an_engine_that_accelerate_would_pass_over_is_refused(tmp_path, monkeypa
         pytest.skip("there is an accelerator, so it is not passed over")
     with pytest.raises(InputError, match=f"{engine}.*cpu-2.yaml"):
         training_arguments(TrainConfig(), tmp_path)
+    if engine == "FSDP":  # which saying that there is a GPU does not change
+        with pytest.raises(InputError, match=f"{engine}.*cpu-2.yaml"):
+            training_arguments(TrainConfig(precision="float32", trainer={"use_cpu": False}), tmp_path)
 
 
 def spread(parameter: nn.Parameter) -> nn.Parameter:
