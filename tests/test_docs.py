@@ -86,6 +86,20 @@ def result(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", READMES)
+def test_figures_of_the_quickstart_are_those_measured(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    run = result("quickstart")
+    figures, minutes = run["figures"], divmod(round(run["duration_s"]), 60)
+    for bits in (figures["bits_per_byte"], run["baselines"]["xz -9e"]["bits_per_byte"]):
+        assert f"**{bits:.3f}** |" in text
+    assert f"{figures['tokens_per_second']:,.0f}" in text
+    assert f"{figures['peak_memory_mb']:.0f} MB" in text
+    assert re.search(r"{} (minutes|分) ?{} (seconds|秒)".format(*minutes), text)
+    assert figures["bits_per_byte"] < 1.15
+    assert run["duration_s"] < 600
+
+
+@pytest.mark.parametrize("name", READMES)
 def test_figures_of_the_architectures_are_those_measured(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     sinks, cache = result("sinks"), result("cache")

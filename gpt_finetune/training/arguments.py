@@ -216,7 +216,7 @@ _PUSH = ("a token in a configuration ends up in files that are passed on", "Use 
 _REFUSED = dict.fromkeys(("push_to_hub", "hub_token", "push_to_hub_token"), _PUSH)
 
 
-_ELSEWHERE = {
+_ELSEWHERE = {  # what to do where there is no GPU, by engine
     "FSDP": "Launch with configs/accelerate/cpu-2.yaml; FSDP2 shards on GPUs",
     "DEEPSPEED": "Launch with configs/accelerate/cpu-2.yaml, or as docs/distributed.md says",
 }
@@ -316,7 +316,8 @@ def training_arguments(
         arguments = ReliableArguments(**{**values, **recipe, **config.trainer})
     except (ValueError, TypeError, ImportError) as error:
         raise InputError("train", config.trainer or "…", str(error), "Mend the train section") from None
-    if use_cpu and arguments.distributed_state.distributed_type != "MULTI_GPU":  # use_cpu=false shards no more
+    # that config.trainer says use_cpu=false makes Accelerate shard no more than before
+    if accelerator is None and arguments.distributed_state.distributed_type != "MULTI_GPU":
         _refuse_unheard_engine("FSDP")
     return arguments
 

@@ -22,7 +22,7 @@ COEFFICIENTS = (
 )
 # The polynomials leave their interval soon behind one, and rounding must not bring a singular value there.
 MARGIN = 1.02
-SAFETY = 1.02
+SAFETY = 1.02  # at each step but the last, where products are rounded (the same algorithm has 1.01)
 
 
 def is_vector(name: str, parameter: nn.Parameter) -> bool:
@@ -70,30 +70,30 @@ def _by_gram_matrices(x: torch.Tensor, steps: int, precision: torch.dtype) -> to
 def _by_matrices(x: torch.Tensor, steps: int, precision: torch.dtype) -> torch.Tensor:
     """Apply each polynomial to the matrix itself, which keeps what is weak at any precision.
 
-    Rounding brings singular values above one at any step, so that all steps but the last look at them SAFETY times
-    smaller (the same algorithm has 1.01).
+    Rounding brings singular values above one at any step, so each but the last looks at them SAFETY times smaller.
     """
     x = x.to(precision)
     gram = x @ x.mT
     square = MARGIN * gram.float().norm(dim=(1, 2), keepdim=True).clamp_min(1e-14)
     x, gram = x * square.rsqrt().to(precision), (gram / square).to(precision)
     for step in range(steps):
-        a, b, c = COEFFICIENTS[min(step, len(COEFFICIENTS) - 1)]
-        if step + 1 < steps:
-            a, b, c = a / SAFETY, b / SAFETY**3, c / SAFETY**5
-        if step > 0:
-            gram = x @ x.mT
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, factor, x, beta=a)
+        gram = x @ x.mT if step else gram
+        a, rest = _terms(gram, step, SAFETY if step + 1 < steps else 1.0)
+        x = torch.baddbmm(x, rest, x, beta=a)
     return x
 
 
 def _polynomial(gram: torch.Tensor, step: int) -> torch.Tensor:
     """Return a + b G + c G^2, by which a step multiplies the matrix."""
-    a, b, c = COEFFICIENTS[min(step, len(COEFFICIENTS) - 1)]
-    factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    a, factor = _terms(gram, step)
     factor.diagonal(dim1=1, dim2=2).add_(a)
     return factor
+
+
+def _terms(gram: torch.Tensor, step: int, safety: float = 1.0) -> tuple[float, torch.Tensor]:
+    """Return a step's a, and its b G + c G^2, of singular values that are looked at so many times smaller."""
+    a, b, c = COEFFICIENTS[min(step, len(COEFFICIENTS) - 1)]
+    return a / safety, torch.baddbmm(gram, gram, gram, beta=b / safety**3, alpha=c / safety**5)
 
 
 class Muon(torch.optim.AdamW):

@@ -59,16 +59,16 @@ def test_weights_that_bfloat16_holds_train_the_same_to_the_last_bit(method, arch
 
 
 @pytest.mark.parametrize("method", ["lora", "ia3", "prompt_tuning"])
-def test_other_weights_train_within_bfloat16s_rounding(method, make_model):
-    """On average over steps of three runs: how far two runs are apart at one step is chance. 2^-8 is a last place."""
-    apart = []
-    for seed in range(3):
-        losses = []
-        for kind in ("float32", "bfloat16"):
-            torch.manual_seed(seed)
-            losses.append(fit(adapted(make_model("llama"), method, frozen_dtype=kind), steps=12, bf16=True))
-        apart += [abs(one - other) / one for one, other in zip(*losses, strict=True)]
-    assert 0 < sum(apart) / len(apart) < 2**-8
+def test_other_weights_train_as_what_rounding_leaves_of_them(method, make_model):
+    models = []
+    for kind in ("bfloat16", "float32"):
+        torch.manual_seed(0)
+        models.append(adapted(make_model("llama"), method, frozen_dtype=kind))
+    narrow, whole = models
+    left = {name: value.float() for name, value in narrow.state_dict().items()}
+    assert any(not torch.equal(value, left[name]) for name, value in whole.state_dict().items())
+    whole.load_state_dict(left)
+    assert fit(narrow, steps=12, bf16=True) == fit(whole, steps=12, bf16=True)
 
 
 def test_a_tied_head_stays_tied_plain_and_without_gradient(make_model):
