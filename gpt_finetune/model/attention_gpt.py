@@ -16,6 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .backends_gpt import BETTER, WITH_SINKS, eager_attention_forward
 from .configuration_gpt import GPTConfig
+from .dropout_gpt import GPTDropout
 from .layers_gpt import cast_once, make_norm, residual_projection
 
 # ------------------------------------------------------------------------------------------------------ rotation
@@ -100,7 +101,7 @@ class GPTAttention(nn.Module):
     """
 
     projects_one_source = True  # `project` may be replaced by what makes all three at once
-    by_products = False  # whether short rows are trained on by matrix products, see `short_by_products`
+    by_products = False  # whether to train by matrix products where they are faster, see `or_by_products`
 
     def __init__(self, config: GPTConfig, layer_idx: int, source_size: int | None = None) -> None:
         super().__init__()
@@ -122,7 +123,7 @@ class GPTAttention(nn.Module):
         self.o_proj = residual_projection(query_size, config.hidden_size, bias=config.attention_output_bias)
         self.q_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
         self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
-        self.dropout = nn.Dropout(config.residual_dropout)
+        self.dropout = GPTDropout(config.residual_dropout)
 
     def heads(self, projected: torch.Tensor) -> torch.Tensor:
         """Split the last dimension: (B, T, H * K) -> (B, T, H, K)."""

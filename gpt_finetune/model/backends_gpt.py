@@ -15,6 +15,8 @@ from transformers.integrations.eager_paged import eager_paged_attention_forward
 from transformers.integrations.flex_attention import compile_friendly_flex_attention, flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from .dropout_gpt import draw_kept, draws_fast, drop
+
 # Up to so many keys matrix products train faster than a fused kernel, on a CPU in bfloat16.
 SHORT = 512
 BLOCK = 256  # of their queries at once
@@ -178,39 +180,57 @@ class _Products(torch.autograd.Function):
         value: torch.Tensor,
         mask: torch.Tensor | None,
         scale: float,
+        dropout: float,
         spans: list[tuple[slice, slice]],
     ) -> torch.Tensor:
-        """Keep the weights of each span, (N, its queries, its keys), for the backward pass."""
-        ctx.scale, ctx.spans, mixed, kept = scale, spans, torch.empty_like(query), []
+        """Keep the weights of each span, (N, its queries, its keys), and which of them stay, for the backward pass."""
+        ctx.scale, ctx.spans, ctx.dropout, mixed, saved = scale, spans, dropout, torch.empty_like(query), []
         for rows, keys in spans:
             seen = query.new_zeros(()) if mask is None else mask[:, rows, keys]
             weights = torch.baddbmm(seen, query[:, rows], key[:, keys].mT, beta=float(mask is not None), alpha=scale)
             torch.softmax(weights, -1, out=weights)  # within, it is float32
+            kept = draw_kept(weights.shape, dropout) if dropout else None
+            saved += [weights, kept]
+            if kept is not None:
+                weights = drop(weights, kept, dropout)
             mixed[:, rows] = torch.bmm(weights, value[:, keys])
-            kept.append(weights)
-        ctx.save_for_backward(query, key, value, *kept)
+        ctx.save_for_backward(query, key, value, *saved)
         return mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Differentiate by query, key and value; what several spans add to a key is summed in float32."""
-        query, key, value, *kept = ctx.saved_tensors
+        query, key, value, *saved = ctx.saved_tensors
         by_query, by_key, by_value = torch.empty_like(query), *(torch.zeros(key.shape) for _ in range(2))
-        for (rows, keys), weights in zip(ctx.spans, kept, strict=True):
-            by_weights = torch.bmm(slope[:, rows], value[:, keys].mT)
+        for (rows, keys), weights, kept in zip(ctx.spans, saved[::2], saved[1::2], strict=True):
+            by_weights, used = torch.bmm(slope[:, rows], value[:, keys].mT), weights
+            if kept is not None:
+                by_weights, used = (drop(x, kept, ctx.dropout) for x in (by_weights, weights))
             scores = torch._softmax_backward_data(by_weights, weights, -1, weights.dtype)
             by_query[:, rows] = torch.bmm(scores, key[:, keys]).mul_(ctx.scale)
             by_key[:, keys] += torch.bmm(scores.mT, query[:, rows])
-            by_value[:, keys] += torch.bmm(weights.mT, slope[:, rows])
-        return by_query, by_key.mul_(ctx.scale).to(key.dtype), by_value.to(value.dtype), None, None, None
+            by_value[:, keys] += torch.bmm(used.mT, slope[:, rows])
+        return by_query, by_key.mul_(ctx.scale).to(key.dtype), by_value.to(value.dtype), None, None, None, None
 
 
-def short_by_products(attend: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a backend train on short rows by plain matrix products, where a layer is told so (`by_products`).
+def dtype_of_products(query: torch.Tensor, keys: int, dropout: float, window: int | None) -> torch.dtype | None:
+    """Return the precision of matrix products if they train faster than a backend, else None."""
+    if query.device.type != "cpu" or query.shape[2] == 1 or not query.requires_grad or torch.compiler.is_compiling():
+        return None
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
+    if not dropout:
+        return dtype if keys <= SHORT and dtype == torch.bfloat16 else None
+    fits = keys <= SHORT or window is None
+    return dtype if fits and dtype in (torch.bfloat16, torch.float32) and draws_fast(query, dropout) else None
 
-    In bfloat16 on a CPU the backward pass of torch's fused kernel takes several times as long. Scores and weights are
-    rounded to bfloat16 here, as eager attention rounds them, and (B, H, T, S) weights are kept.
+
+def or_by_products(attend: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a backend train by plain matrix products where that is faster, and a layer is told so (`by_products`).
+
+    On a CPU in bfloat16 the backward pass of torch's fused kernel takes several times as long on short rows. Scores and
+    weights are rounded to bfloat16 here, as eager attention rounds them, and (B, H, T, S) weights are kept. Dropout the
+    fused kernel does not have there: torch keeps them all as well, whatever the precision and the length.
     """
 
     @functools.wraps(attend)
@@ -224,11 +244,9 @@ def short_by_products(attend: Callable[..., Any]) -> Callable[..., Any]:
         dropout: float = 0.0,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        fits = module.by_products and query.shape[2] > 1 and key.shape[2] <= SHORT
-        trains = query.device.type == "cpu" and query.requires_grad and not torch.compiler.is_compiling()
-        autocast = torch.is_autocast_enabled("cpu")
-        dtype = torch.get_autocast_dtype("cpu") if autocast else query.dtype
-        if not (fits and trains) or dropout or dtype != torch.bfloat16:
+        window = kwargs.get("sliding_window")
+        dtype = dtype_of_products(query, key.shape[2], dropout, window) if module.by_products else None
+        if dtype is None:
             return attend(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
         shape, groups = query.shape, module.num_key_value_groups
         spans = spans_of_keys(module, attention_mask, shape[2], key.shape[2])
@@ -237,7 +255,7 @@ def short_by_products(attend: Callable[..., Any]) -> Callable[..., Any]:
             key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         with torch.autocast("cpu", enabled=False):
             heads = (given.to(dtype).flatten(0, 1) for given in (query, key, value))
-            mixed = _Products.apply(*heads, mask, scaling, spans)
+            mixed = _Products.apply(*heads, mask, scaling, dropout, spans)
         return mixed.view(shape).transpose(1, 2), None  # (B, T, H, K)
 
     return attend_by_products
@@ -269,7 +287,7 @@ def additive_mask(
 
 # transformers' function for an `attn_implementation` -> ours, where that is not the best
 BETTER: dict[Callable[..., Any], Callable[..., Any]] = {
-    sdpa_attention_forward: short_by_products(in_blocks(sdpa_attention_forward)),
+    sdpa_attention_forward: or_by_products(in_blocks(sdpa_attention_forward)),
     flex_attention_forward: flex_also_for_one_token,
 }
 # the same for layers with sinks: those of transformers that know of none would leave them out in silence

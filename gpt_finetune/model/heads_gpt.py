@@ -28,6 +28,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_gpt import GPTConfig
+from .dropout_gpt import GPTDropout
 from .modeling_gpt import GPTModel, GPTPreTrainedModel, GPTWithLMHead
 
 IGNORED = -100  # transformers' mark of "no label here"; its Trainer counts the others
@@ -153,7 +154,7 @@ class GPTClassifier(GPTTaskModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.model = GPTModel(config)
-        self.dropout = nn.Dropout(config.residual_dropout)
+        self.dropout = GPTDropout(config.residual_dropout)
 
     def last_tokens(self, hidden_states: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
         """Return row and column, (N,) each, of every document's last token that is no padding, in reading order.

@@ -12,6 +12,7 @@ from transformers import initialization as init
 from transformers.integrations import use_experts_implementation
 
 from .configuration_gpt import GPTConfig
+from .dropout_gpt import GPTDropout
 
 # --------------------------------------------------------------------------------------------------------- norms
 
@@ -199,7 +200,7 @@ class GPTMLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = residual_projection(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.act_fn = ACTIVATIONS[config.hidden_act]()
-        self.dropout = nn.Dropout(config.residual_dropout)
+        self.dropout = GPTDropout(config.residual_dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Transform each token by itself: (B, T, D) -> (B, T, F) -> (B, T, D)."""
@@ -287,7 +288,7 @@ class GPTMixtureOfExperts(nn.Module):
         self.router = GPTRouter(config)
         self.experts = GPTExperts(config)
         self.experts.has_bias = config.mlp_bias  # the decorator knows one value for all models
-        self.dropout = nn.Dropout(config.residual_dropout)
+        self.dropout = GPTDropout(config.residual_dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Transform each token by itself: (B, T, D) -> (B, T, D)."""

@@ -31,6 +31,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention_gpt import GPTAttention, GPTCrossAttention, GPTRotaryEmbedding, GPTSinkAttention, NoRotation
 from .blocks_gpt import BLOCKS, GPTBlock
 from .configuration_gpt import GPTConfig
+from .dropout_gpt import GPTDropout
 from .layers_gpt import EMBEDDINGS, POSITIONS, GPTExperts, GPTRouter, SinusoidalPositions, make_norm
 from .loss_gpt import chunked_loss
 
@@ -138,7 +139,7 @@ class GPTModel(GPTPreTrainedModel):
         self.embed_positions = POSITIONS[config.position_embedding_type](config)
         self.embed_norm = make_norm(config, config.hidden_size) if config.embedding_norm else nn.Identity()
         self.rotary_emb = (GPTRotaryEmbedding if config.position_embedding_type == "rotary" else NoRotation)(config)
-        self.dropout = nn.Dropout(config.embedding_dropout)
+        self.dropout = GPTDropout(config.embedding_dropout)
         block = BLOCKS[config.block_type, config.add_cross_attention]
         self._no_split_modules = [block.__name__]  # accelerate refuses a name that this model has no layer of
         self.layers = nn.ModuleList(block(config, layer_idx) for layer_idx in range(config.num_hidden_layers))

@@ -362,8 +362,8 @@ KERNELS: dict[tuple[int, str], type[Kernel]] = {
     (8, "split"): SplitEight,
     (4, "packed"): PackedFour,
 }
-# Bits -> backends, the fastest first; all of them keep the quality.
-BEST: dict[int, tuple[str, ...]] = {16: ("packed",), 8: ("dot", "split", "packed"), 4: ("packed",)}
+# Bits -> backends, the fastest for a few rows and for prompts first; all of them keep the quality.
+BEST: dict[int, tuple[str, ...]] = {16: ("packed",), 8: ("packed", "dot", "split"), 4: ("packed",)}
 
 
 def choose(bits: int, backend: str) -> type[Kernel]:

@@ -1,0 +1,39 @@
+"""Dropout (Srivastava et al. 2014, JMLR 15:1929-1958), which a CPU draws four numbers at once for."""
+
+import torch
+from torch import nn
+
+LEVELS = 1 << 16  # numbers of 16 bits, four of which stand in one that torch draws
+
+
+def level(p: float) -> int:
+    """Return below which of `LEVELS` numbers something is dropped; 0, or all of them, where that cannot tell p."""
+    return round(p * LEVELS)
+
+
+def draws_fast(x: torch.Tensor, p: float) -> bool:
+    """Tell whether `draw_kept` serves: on a CPU, where torch draws a number of 64 bits for each value, one by one."""
+    plain = type(x) is torch.Tensor and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return plain and 0 < level(p) < LEVELS
+
+
+def draw_kept(shape: torch.Size, p: float) -> torch.Tensor:
+    """Return which values stay where a share p, to the nearest 1/65,536, is dropped."""
+    count = shape.numel()
+    drawn = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(1 << 63), None)  # None: all 64 bits
+    return (drawn.view(torch.int16)[:count] >= level(p) - LEVELS // 2).view(shape)
+
+
+def drop(x: torch.Tensor, kept: torch.Tensor, p: float) -> torch.Tensor:
+    """Return 0 for what is dropped, and the rest grown so that the mean stays; of a slope, its derivative."""
+    return torch.where(kept, x, 0).mul_(LEVELS / (LEVELS - level(p)))
+
+
+class GPTDropout(nn.Dropout):
+    """`nn.Dropout`, in two thirds of its time on a CPU; it draws other numbers there."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Drop values in training, each by itself."""
+        if not self.training or not self.p:
+            return x
+        return drop(x, draw_kept(x.shape, self.p), self.p) if draws_fast(x, self.p) else super().forward(x)
