@@ -22,6 +22,10 @@ _BLOCK = 64  # outputs that the 4-bit kernel takes at once, on the widest proces
 # Rows from which 8-bit weights are spelt out as floats first: that costs about what 30 rows cost in the kernel.
 _MANY = 32
 _MANY_FOR_FOUR = 128  # the same for 4 bits, which take twice as long to spell out
+_FEW = 9  # and those from which a product of bytes takes less time than the kernel
+# Activations of so many bytes, moved above 0 so that each byte is one above 128: numbers that stand in the middle
+_MIDDLES = {2: 0x8080, 3: 0x808080}
+_HALVES = {count: torch.tensor(middle + 0.5, device="cpu") for count, middle in _MIDDLES.items()}
 _TINY = 1e-30  # below it a row counts as nothing: 127 times its inverse would not be finite
 _AT_ONCE = 256  # rows that are split together, so that what they take stays small beside the result
 
@@ -93,22 +97,40 @@ def _add(y: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + bias
 
 
-class PackedEight(_EightBit, Opaque):
-    """int8 weights, bfloat16 activations: `torch._weight_int8pack_mm`, which is slow for other dtypes."""
+class DotEight(_EightBit, Opaque):
+    """Activations as whole numbers of two or three bytes, which one product of bytes takes together.
+
+    A row of activations is its largest value times whole numbers within 127 x 256, of bfloat16, which has lost 2e-3 of
+    each value already, or 127 x 256 x 256, of others: at most 1.6e-5 or 6e-8 of the largest value is lost. No row sees
+    another.
+    """
 
     def __init__(self, weight: Tensor, scale: Tensor, group_size: int) -> None:
         super().__init__(len(weight))
         # torch 2.13 reads the weights by instructions that fault between boundaries, where those of a file may stand
         self.weight = weight if weight.data_ptr() % _ALIGNED == 0 else weight.clone()
-        self.scale, self.short_scale = scale, scale.to(torch.bfloat16)
+        self.scale = scale
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         return _add(self.product(x), bias)
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        if len(x) >= _MANY:
-            return functional.linear(x, self.weight.to(x.dtype)).mul_(self.scale.to(x.dtype))
-        return torch._weight_int8pack_mm(x.to(torch.bfloat16), self.weight, self.short_scale).to(x.dtype)
+        if len(x) <= _AT_ONCE:
+            return self.by_bytes(x)
+        return torch.cat([self.by_bytes(rows) for rows in x.split(_AT_ONCE)])
+
+    def by_bytes(self, x: Tensor) -> Tensor:
+        """Multiply a few hundred rows: (N, I) -> (N, O)."""
+        rows, count = len(x), 2 if x.dtype == torch.bfloat16 else 3
+        most, middle = 127 << 8 * (count - 1), _MIDDLES[count]
+        unit = torch.linalg.vector_norm(x, torch.inf, 1, keepdim=True, dtype=torch.float32)  # 0: whatever stands below
+        whole = torch.addcmul(_HALVES[count], x, most / unit).to(torch.int32)  # above 0, where cutting off is rounding
+        signed = whole.bitwise_xor_(middle).view(torch.int8).view(*x.shape, 4)  # the lowest byte first
+        parts = signed[..., :count].permute(2, 0, 1).reshape(count * rows, -1)
+        *finer, y = torch._int_mm(parts, self.weight.T).to(torch.float32).split(rows)
+        for part in reversed(finer):
+            y = torch.add(part, y, alpha=256)
+        return y.mul_(self.scale).mul_(unit * (1 / most)).to(x.dtype)
 
     def stored(self) -> Tensor:
         return self.weight
@@ -118,18 +140,58 @@ class PackedEight(_EightBit, Opaque):
 
     @staticmethod
     def missing() -> str:
+        # without them `_int_mm` is a plain loop
+        return "" if torch.cpu._is_vnni_supported() else "finds no VNNI instructions"
+
+
+class PackedEight(DotEight):
+    """int8 weights, bfloat16 activations: `torch._weight_int8pack_mm`, which is slow for other dtypes.
+
+    It takes some rows in four times the time of one, so where the processor can, these are multiplied by bytes.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor, group_size: int) -> None:
+        super().__init__(weight, scale, group_size)
+        self.short_scale = scale.to(torch.bfloat16)
+        self.few = _MANY if DotEight.missing() else _FEW
+
+    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if len(x) >= _MANY:
+            return functional.linear(x, self.weight.to(x.dtype)).mul_(self.scale.to(x.dtype))
+        if len(x) >= self.few:
+            return self.by_bytes(x)
+        return torch._weight_int8pack_mm(x.to(torch.bfloat16), self.weight, self.short_scale).to(x.dtype)
+
+    @staticmethod
+    def missing() -> str:
         return "" if hasattr(torch, "_weight_int8pack_mm") else "has no _weight_int8pack_mm"
 
 
-class _InParts(_EightBit, Opaque):
-    """int8 weights and activations in parts of few bits, which one product takes together: it reads the weights once.
+class SplitEight(_EightBit, Opaque):
+    """Activations of two or three times 7 bits: FBGEMM's product, on any processor.
 
     A row of activations is its largest value times (h0 + h1 / 2w + h2 / 4w^2) / w, with each h rounded to whole numbers
-    within w and the next one made of what rounding left; no row sees another. Activations in bfloat16, which have lost
-    2e-3 of each value already, take two parts, others three.
+    within w = 63 and the next one made of what rounding left; no row sees another. Activations in bfloat16 take two
+    parts, of which 6e-5 of a row's largest value is lost at most; others three, and 1e-5 of the result even where one
+    activation is a hundred times the rest (one rounding alone would lose 0.1). Sums stay exact in 16 bits, so
+    processors without VNNI are right, too.
     """
 
-    whole: int  # w above
+    whole = 63  # w: 1 to 127 of 7 bits around 64
+
+    def __init__(self, weight: Tensor, scale: Tensor, group_size: int) -> None:
+        super().__init__(len(weight))
+        before = torch.backends.quantized.engine
+        torch.backends.quantized.engine = "fbgemm"  # decides the layout of what is packed now
+        try:
+            zeros = torch.zeros(len(scale), dtype=torch.long)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # torch advises against such tensors; this one is dropped
+                whole = torch._make_per_channel_quantized_tensor(weight, scale.double(), zeros, 0)
+            self.packed = torch.ops.quantized.linear_prepack(whole, None)
+        finally:
+            torch.backends.quantized.engine = before
+        self.size = weight.nbytes
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         if len(x) <= _AT_ONCE:
@@ -149,62 +211,6 @@ class _InParts(_EightBit, Opaque):
             y = torch.add(coarser, y, alpha=0.5 / self.whole)
         y = y.mul_(unit)
         return (y if bias is None else y.add_(bias)).to(x.dtype)
-
-
-class DotEight(_InParts):
-    """Activations of two or three times 8 bits: oneDNN's product, by AMX or VNNI instructions.
-
-    At most 1.6e-5 of a row's largest value is lost of activations in bfloat16, 6e-8 of others.
-    """
-
-    whole = 127
-
-    def __init__(self, weight: Tensor, scale: Tensor, group_size: int) -> None:
-        super().__init__(len(weight))
-        self.packed, self.scale, self.size = torch.ops.onednn.qlinear_prepack(weight, None), scale, weight.nbytes
-        self.zeros = torch.zeros(len(scale), dtype=torch.long)
-
-    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        about: Any = (self.packed, self.scale, self.zeros, None, 1.0, 0, torch.float32, "none", [], "")
-        return torch.ops.onednn.qlinear_pointwise(x.round().to(torch.int8), 1.0, 0, *about)
-
-    def stored(self) -> Tensor:
-        return self.packed.to_dense().T.contiguous()
-
-    def nbytes(self) -> int:
-        return self.size
-
-    @staticmethod
-    def missing() -> str:
-        if not torch.backends.mkldnn.is_available():
-            return "was built without oneDNN"
-        # without them sums of two products are cut at 16 bits
-        return "" if torch.cpu._is_vnni_supported() else "finds no VNNI instructions"
-
-
-class SplitEight(_InParts):
-    """Activations of two or three times 7 bits: FBGEMM's product, on any processor.
-
-    Of activations in bfloat16, 6e-5 of a row's largest value is lost at most; of others 1e-5 of the result even where
-    one activation is a hundred times the rest (one rounding alone would lose 0.1). Sums stay exact in 16 bits, so
-    processors without VNNI are right, too.
-    """
-
-    whole = 63  # 1 to 127 of 7 bits around 64
-
-    def __init__(self, weight: Tensor, scale: Tensor, group_size: int) -> None:
-        super().__init__(len(weight))
-        before = torch.backends.quantized.engine
-        torch.backends.quantized.engine = "fbgemm"  # decides the layout of what is packed now
-        try:
-            zeros = torch.zeros(len(scale), dtype=torch.long)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # torch advises against such tensors; this one is dropped
-                whole = torch._make_per_channel_quantized_tensor(weight, scale.double(), zeros, 0)
-            self.packed = torch.ops.quantized.linear_prepack(whole, None)
-        finally:
-            torch.backends.quantized.engine = before
-        self.size = weight.nbytes
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
         middle, packed = self.whole + 1, self.packed
