@@ -15,7 +15,7 @@ from transformers.integrations.eager_paged import eager_paged_attention_forward
 from transformers.integrations.flex_attention import compile_friendly_flex_attention, flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from .dropout_gpt import draw_kept, draws_fast, drop
+from .dropout_gpt import draw_kept, draws_fast, growth
 
 # Up to so many keys matrix products train faster than a fused kernel, on a CPU in bfloat16.
 SHORT = 512
@@ -191,22 +191,21 @@ class _Products(torch.autograd.Function):
             torch.softmax(weights, -1, out=weights)  # within, it is float32
             kept = draw_kept(weights.shape, dropout) if dropout else None
             saved += [weights, kept]
-            if kept is not None:
-                weights = drop(weights, kept, dropout)
-            mixed[:, rows] = torch.bmm(weights, value[:, keys])
+            mixed[:, rows] = torch.bmm(weights if kept is None else weights * kept, value[:, keys])
         ctx.save_for_backward(query, key, value, *saved)
-        return mixed
+        return mixed.mul_(growth(dropout)) if dropout else mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Differentiate by query, key and value; what several spans add to a key is summed in float32."""
         query, key, value, *saved = ctx.saved_tensors
+        slope = slope * growth(ctx.dropout) if ctx.dropout else slope
         by_query, by_key, by_value = torch.empty_like(query), *(torch.zeros(key.shape) for _ in range(2))
         for (rows, keys), weights, kept in zip(ctx.spans, saved[::2], saved[1::2], strict=True):
             by_weights, used = torch.bmm(slope[:, rows], value[:, keys].mT), weights
             if kept is not None:
-                by_weights, used = (drop(x, kept, ctx.dropout) for x in (by_weights, weights))
+                by_weights, used = by_weights.mul_(kept), weights * kept
             scores = torch._softmax_backward_data(by_weights, weights, -1, weights.dtype)
             by_query[:, rows] = torch.bmm(scores, key[:, keys]).mul_(ctx.scale)
             by_key[:, keys] += torch.bmm(scores.mT, query[:, rows])
