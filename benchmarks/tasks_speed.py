@@ -123,9 +123,10 @@ def main() -> None:
         return
     found = on_each_source(__file__, given, WAYS)
     for ways in found.values():
-        packed, ours, theirs = (ways[way]["tokens_per_second"] for way in WAYS)
-        ways |= {"packed_over_padded_ours": round(packed / ours, 3)}
-        ways |= {"packed_over_padded_transformers": round(packed / theirs, 3)}
+        speeds = {way: figures["tokens_per_second"] for way, figures in ways.items()}
+        for way in [way for way in WAYS[1:] if {way, "packed"} <= set(speeds)]:
+            name = f"packed_over_{way.replace(', ', '_')}"
+            ways[name] = round(speeds["packed"] / speeds[way], 3)
     about = {
         "batch": f"packed: {ROWS} rows of {WIDTH} tokens; padded: {SENTENCES} sentences",
         "precision": given.precision,

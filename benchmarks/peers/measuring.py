@@ -97,7 +97,8 @@ def medians(rows: Sequence[Figures], digits: int = 4) -> Figures:
 def on_each_source(script: str, given: argparse.Namespace, ways: Sequence[str]) -> dict[str, Figures]:
     """Measure ways on sources of text in turns, each time in a fresh process of the script; return medians.
 
-    All but the last way, which is a peer's, keep their memory as our recipes do.
+    What failed, as where a batch does not fit, is missing. All but the last way, which is a peer's, keep their memory
+    as our recipes do.
 
     Args:
         script: Its file; `--one SOURCE WAY` measures.
@@ -112,7 +113,10 @@ def on_each_source(script: str, given: argparse.Namespace, ways: Sequence[str]) 
         return lambda: fresh([*words, source, way], environment)
 
     runs = in_turns({f"{source}: {way}": turn(source, way) for source in given.sources for way in ways}, given.rounds)
-    return {source: {way: medians(runs[f"{source}: {way}"]) for way in ways} for source in given.sources}
+    return {
+        source: {way: medians(rows) for way in ways if (rows := runs.get(f"{source}: {way}"))}
+        for source in given.sources
+    }
 
 
 def peak_mb() -> float:
