@@ -5,7 +5,7 @@ Shapes: B batch, T query tokens, S key tokens, H query heads, G key-value heads,
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,7 +14,10 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attent
 from transformers.integrations.eager_paged import eager_paged_attention_forward
 from transformers.integrations.flex_attention import compile_friendly_flex_attention, flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import create_causal_mask, create_masks_for_generate, packed_sequence_mask_function
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .configuration_gpt import GPTConfig
 from .dropout_gpt import draw_kept, draws_fast, growth
 
 # Up to so many keys matrix products train faster than a fused kernel, on a CPU in bfloat16.
@@ -135,10 +138,63 @@ def flex_with_sinks(
     return (mixed * left[..., None]).transpose(1, 2).contiguous(), None
 
 
-def in_blocks(attend: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a backend compute a sliding layer block by block, in O(T * window) where a mask alone would take O(T * S).
+class WindowMask(NamedTuple):
+    """What the queries of a sliding layer see, written out for some of them at a time: for all it is O(T^2).
 
-    A block of queries needs the keys of its own positions and of a window around them; what else its slice of the mask
+    Args:
+        window: Tokens seen: the query and window - 1 before it, or window to each side.
+        is_causal: Whether only those before it are.
+        real: Whether each key is no padding, (B, T), or None.
+        documents: Number of each token's document, (B, T), or None.
+    """
+
+    window: int
+    is_causal: bool
+    real: torch.Tensor | None
+    documents: torch.Tensor | None
+
+    def between(self, rows: range, keys: range, device: torch.device) -> torch.Tensor:
+        """Return which of some keys some queries see, (B or 1, 1, rows, keys)."""
+        queries, near = (torch.arange(some.start, some.stop, device=device) for some in (rows, keys))
+        behind = queries[:, None] - near
+        seen = ((behind >= 0) & (behind < self.window) if self.is_causal else behind.abs() <= self.window)[None, None]
+        if self.real is not None:
+            seen = seen & self.real[:, None, None, near]
+        if self.documents is not None:
+            seen = seen & (self.documents[:, None, queries, None] == self.documents[:, None, None, near])
+        return seen
+
+
+def masks_of_layers(
+    config: GPTConfig, inputs_embeds: torch.Tensor, mask: Any, cache: Any, documents: torch.Tensor | None
+) -> dict[str, Any]:
+    """Return the mask of each layer type: transformers', but of long texts windows.
+
+    Args:
+        config: The model's.
+        inputs_embeds: (B, T, D).
+        mask: What is no padding, (B, past + T), or None.
+        cache: Of earlier keys and values, or None.
+        documents: Number of each token's packed document, (B, T), or None.
+    """
+    isolate = None if documents is None else packed_sequence_mask_function(documents)
+    length, slides = inputs_embeds.shape[1], "sliding_attention" in config.layer_types
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
+    plain = cache is None and (mask is None or mask.ndim == 2) and not torch.compiler.is_compiling()
+    in_windows = plain and slides and attend is sdpa_attention_forward
+    if not in_windows or length <= max(SHORT, 2 * config.sliding_window):
+        return create_masks_for_generate(config, inputs_embeds, mask, cache, and_mask_function=isolate)
+    real = None if mask is None else mask.to(inputs_embeds.device) != 0
+    masks: dict[str, Any] = {"sliding_attention": WindowMask(config.sliding_window, config.is_causal, real, documents)}
+    if "full_attention" in config.layer_types:
+        masks["full_attention"] = create_causal_mask(config, inputs_embeds, mask, cache, and_mask_function=isolate)
+    return masks
+
+
+def in_blocks(attend: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a backend compute a sliding layer block by block, in O(T * window).
+
+    A block of queries needs the keys of its own positions and of a window around them; what else its part of the mask
     hides (padding, other documents) stays hidden. Texts of at most two windows are computed whole, and so are those
     that continue a cache, which continuous batching passes here, and compiled code, whose loops would fix the length.
     """
@@ -149,7 +205,7 @@ def in_blocks(attend: Callable[..., Any]) -> Callable[..., Any]:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        attention_mask: torch.Tensor | WindowMask | None,
         sliding_window: int | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
@@ -161,8 +217,12 @@ def in_blocks(attend: Callable[..., Any]) -> Callable[..., Any]:
         for start in range(0, length, sliding_window):
             stop = min(length, start + sliding_window)
             # a window looks back over the token itself and window - 1 more, or at window tokens to each side
-            near = slice(max(0, start - sliding_window), stop if module.is_causal else stop + sliding_window)
-            mask = attention_mask[..., start:stop, near]
+            last = stop if module.is_causal else min(length, stop + sliding_window)
+            near = slice(max(0, start - sliding_window), last)
+            if isinstance(attention_mask, WindowMask):
+                mask = attention_mask.between(range(start, stop), range(near.start, last), query.device)
+            else:
+                mask = attention_mask[..., start:stop, near]
             parts.append(attend(module, query[:, :, start:stop], key[:, :, near], value[:, :, near], mask, **kwargs)[0])
         return torch.cat(parts, dim=1), None  # (B, T, H, K)
 

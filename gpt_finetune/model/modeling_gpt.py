@@ -12,11 +12,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import (
-    create_bidirectional_mask,
-    create_masks_for_generate,
-    packed_sequence_mask_function,
-)
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
@@ -29,6 +25,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention_gpt import GPTAttention, GPTCrossAttention, GPTRotaryEmbedding, GPTSinkAttention, NoRotation
+from .backends_gpt import masks_of_layers
 from .blocks_gpt import BLOCKS, GPTBlock
 from .configuration_gpt import GPTConfig
 from .dropout_gpt import GPTDropout
@@ -231,13 +228,10 @@ class GPTModel(GPTPreTrainedModel):
         """Return the mask of each layer type; packed documents are kept apart, unless a cache is being continued."""
         if isinstance(attention_mask, dict):
             return attention_mask  # `generate` has built them
-        isolate = None
+        packed = None
         if position_ids is not None and past_key_values is None:  # the caller's own: made-up ones never restart
             packed = number_documents(position_ids.expand(len(inputs_embeds), -1), attention_mask)
-            isolate = None if packed is None else packed_sequence_mask_function(packed)
-        return create_masks_for_generate(
-            self.config, inputs_embeds, attention_mask, past_key_values, and_mask_function=isolate
-        )
+        return masks_of_layers(self.config, inputs_embeds, attention_mask, past_key_values, packed)
 
     def _check_token_ids(self, input_ids: torch.Tensor) -> None:
         """Refuse ids outside the vocabulary by name; on a GPU this would cost a synchronisation, so only on CPU."""

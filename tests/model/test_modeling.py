@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache
 
 from gpt_finetune import GPTConfig, GPTForCausalLM, GPTModel
+from gpt_finetune.model import backends_gpt
 from gpt_finetune.model.attention_gpt import GPTAttention
 from gpt_finetune.model.layers_gpt import GPTMLP, SinusoidalPositions
 
@@ -240,8 +241,12 @@ def test_compiles_without_a_graph_break(make_model, architecture):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("padding", [None, "left", "right"])
 @pytest.mark.parametrize("is_causal", [True, False])
-def test_long_texts_slide_in_blocks(make_config, architecture, packed, padding, is_causal):
-    """Texts of many windows: sdpa computes them block by block, eager whole."""
+@pytest.mark.parametrize("short", [512, 32])
+def test_long_texts_slide_in_blocks(make_config, monkeypatch, architecture, packed, padding, is_causal, short):
+    """Texts of many windows: sdpa computes them block by block, masks of long ones so too; eager whole."""
+    monkeypatch.setattr(backends_gpt, "SHORT", short)
+    made, write = [], backends_gpt.WindowMask.between
+    monkeypatch.setattr(backends_gpt.WindowMask, "between", lambda *given: (made.append(write(*given)), made[-1])[1])
     kinds = ["sliding_attention", "full_attention"]
     config = make_config(architecture, layer_types=kinds, sliding_window=5, initializer_range=0.2, is_causal=is_causal)
     model, x = GPTModel(config).eval(), ids(2, 33)
@@ -261,3 +266,32 @@ def test_long_texts_slide_in_blocks(make_config, architecture, packed, padding, 
     torch.testing.assert_close(*hidden, **CLOSE)
     torch.testing.assert_close(*gradients, atol=1e-6 * float(gradients[1].abs().max()), rtol=1e-5)
     assert gradients[1].abs().max() > 1
+    blocks = [5] * 6 + [3]
+    assert [mask.shape[-2] for mask in made] == (blocks if short == 32 else [])
+    assert all(mask.shape[-1] <= 15 for mask in made)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_what_is_cached_compiled_or_masked_by_hand_has_whole_masks(make_config, monkeypatch, attention):
+    monkeypatch.setattr(backends_gpt, "SHORT", 0)
+    kinds = ["sliding_attention", "full_attention"]
+    config = make_config("sliding", layer_types=kinds, sliding_window=3, attn_implementation=attention)
+    model, x, seen = GPTModel(config).eval(), ids(1, 9), []
+    for layer in model.layers:
+        layer.register_forward_pre_hook(lambda _, given, named: seen.append(named["attention_mask"]), with_kwargs=True)
+
+    def kinds_of_masks(**more) -> list[bool]:
+        seen.clear()
+        model(x, **more)
+        return [isinstance(mask, backends_gpt.WindowMask) for mask in seen]
+
+    assert kinds_of_masks(use_cache=False) == [attention == "sdpa", False]
+    assert kinds_of_masks(use_cache=False, attention_mask=torch.ones_like(x)) == [attention == "sdpa", False]
+    assert kinds_of_masks(past_key_values=DynamicCache(config=config)) == [False, False]
+    whole = torch.ones(1, 1, 9, 9, dtype=torch.bool).tril()
+    assert kinds_of_masks(use_cache=False, attention_mask=whole) == [False, False]
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager")
+    torch.testing.assert_close(
+        compiled(x, use_cache=False).last_hidden_state, model(x, use_cache=False).last_hidden_state, **CLOSE
+    )
