@@ -213,17 +213,20 @@ def in_blocks(attend: Callable[..., Any]) -> Callable[..., Any]:
         whole = sliding_window is None or attention_mask is None or "cache" in kwargs or torch.compiler.is_compiling()
         if whole or length != key.shape[2] or length <= 2 * sliding_window:
             return attend(module, query, key, value, attention_mask, **kwargs)
+        # split and joined again: differentiating a slice would fill zeros for all that it leaves out
+        queries, keys, values = (x.split(sliding_window, dim=2) for x in (query, key, value))
         parts = []
-        for start in range(0, length, sliding_window):
-            stop = min(length, start + sliding_window)
+        for number, rows in enumerate(queries):
             # a window looks back over the token itself and window - 1 more, or at window tokens to each side
-            last = stop if module.is_causal else min(length, stop + sliding_window)
-            near = slice(max(0, start - sliding_window), last)
+            near = slice(max(0, number - 1), number + (1 if module.is_causal else 2))
+            start, begin = number * sliding_window, near.start * sliding_window
+            stop, end = start + rows.shape[2], min(length, near.stop * sliding_window)
             if isinstance(attention_mask, WindowMask):
-                mask = attention_mask.between(range(start, stop), range(near.start, last), query.device)
+                mask = attention_mask.between(range(start, stop), range(begin, end), query.device)
             else:
-                mask = attention_mask[..., start:stop, near]
-            parts.append(attend(module, query[:, :, start:stop], key[:, :, near], value[:, :, near], mask, **kwargs)[0])
+                mask = attention_mask[..., start:stop, begin:end]
+            around = (torch.cat(blocks[near], dim=2) for blocks in (keys, values))
+            parts.append(attend(module, rows, *around, mask, **kwargs)[0])
         return torch.cat(parts, dim=1), None  # (B, T, H, K)
 
     return attend_in_blocks

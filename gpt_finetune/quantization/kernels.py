@@ -21,7 +21,7 @@ _ALIGNED = 64  # bytes of the widest vector
 _BLOCK = 64  # outputs that the 4-bit kernel takes at once, on the widest processor
 # Rows from which 8-bit weights are spelt out as floats first: that costs about what 30 rows cost in the kernel.
 _MANY = 32
-_MANY_FOR_FOUR = 128  # the same for 4 bits, which take twice as long to spell out
+_MANY_FOR_FOUR = 96  # the same for 4 bits, which take twice as long to spell out
 _FEW = 9  # and those from which a product of bytes takes less time than the kernel
 # Activations of so many bytes, moved above 0 so that each byte is one above 128: numbers that stand in the middle
 _MIDDLES = {2: 0x8080, 3: 0x808080}
