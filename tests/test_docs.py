@@ -152,6 +152,12 @@ def test_figures_of_speed_are_those_measured(name):
     for way in ("", ", laid out anew, growing cache", ", int8, growing cache", ", int4, growing cache"):
         for batch in ("batch_1", "batch_8"):
             assert f"{generation[batch]['ours, bfloat16' + way]['times_faster']:.2f}" in text
+    for source in ("chat", "insurance"):
+        padded = result("supervised-speed")[source]["padded, transformers"]
+        assert f"{padded['packed_is_times_faster']:.2f} x" in text
+        assert f"{padded['packed_takes_share_of_memory']:.0%}" in text
+    for axis in result("scaling")["axes"].values():  # nothing grows faster than it must, noise of a tenth apart
+        assert all(power["measured"] <= power["theory"] + 0.1 for power in axis["exponents"].values())
     words = result("subwords")["all"]
     assert all(f"{words[kind]['accuracy']:.1%}" in text for kind in ("last", "first"))
 

@@ -135,7 +135,7 @@ def test_the_architecture_is_readable_in_one_sitting():
     files = [ROOT / "gpt_finetune/model" / f"{name}_gpt.py" for name in ("layers", "attention", "blocks", "modeling")]
     assert sum(code_lines(path) for path in files) <= 655
     # with the configuration, the heads, the loss, dropout and how attention is computed
-    assert sum(code_lines(path) for path in (ROOT / "gpt_finetune/model").glob("*.py")) <= 1645
+    assert sum(code_lines(path) for path in (ROOT / "gpt_finetune/model").glob("*.py")) <= 1675
 
 
 def test_version_is_the_same_everywhere():
