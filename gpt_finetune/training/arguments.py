@@ -46,9 +46,10 @@ class TrainConfig:
         residual: What the residual stream is kept in when products are bfloat16. bfloat16 takes less time and memory,
             and rounds the stream to 8 bits after each sub-layer: gradients are up to 2.5 times as far from float32's as
             they are with the stream in float32.
-        short_attention: How rows of up to 512 tokens are trained on where a CPU computes in bfloat16: products rounds
-            scores and weights to bfloat16, as eager attention does, and takes a fraction of the time; fused keeps
-            scores in float32.
+        short_attention: How attention is trained on a CPU where torch's fused kernel is slow, on rows of up to 512
+            tokens in bfloat16, or has to give way, to dropout at any length: products rounds scores and weights to
+            bfloat16 if that is the precision, as eager attention does, and takes a fraction of the time; fused leaves
+            it to torch, which keeps scores in float32.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
         compile: Compile the model with torch.compile.
         eval_batch_size: Rows a process in one evaluation pass; null means batch_size. Does not change the figures.
