@@ -9,20 +9,17 @@ Whole weights in float32 must write the same tokens as transformers'.
 
 `times_faster` is over transformers in the same precision (for quantised weights: of what they compute in), by tokens a
 second with the prompt; `times_faster_than_best` over the faster of its two: a processor without bfloat16 instructions
-emulates them. Ceilings
-come from the same run: what reading all weights once would allow, and the products of a step without anything else.
-Writes `benchmarks/results/generation.json`, and keeps what other sections it finds there.
+emulates them. Ceilings come from the same run: what reading all weights once would allow, and the products of a step
+without anything else. Writes `benchmarks/results/generation.json`.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -218,9 +215,6 @@ def main() -> None:
         acts = {name: partial(one, name, folder, given.size, given.batches, given.passes) for name in given.ways}
         acts[CEILINGS] = partial(ceilings, given.size, given.batches)
         runs = in_turns({name: partial(forked, act) for name, act in acts.items()}, given.rounds)
-    file: Path = given.results / "generation.json"
-    kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    quality = {"quality": kept["quality"]} if "quality" in kept else {}
     _, prompt, new = SIZES[given.size]
     about = {
         "shape": f"GPT-2 {given.size}, prompt {prompt}, {new} new tokens, greedy",
@@ -228,7 +222,7 @@ def main() -> None:
         "rounds": given.rounds,
         "passes": given.passes,
     }
-    write("generation", {**about, **summary(runs, given.batches), **quality}, given.results)
+    write("generation", {**about, **summary(runs, given.batches)}, given.results)
 
 
 if __name__ == "__main__":

@@ -124,8 +124,8 @@ def main() -> None:
         return
     found = on_each_source(__file__, given, WAYS)
     for ways in found.values():
-        packed, speed = ways.get("packed"), "useful_tokens_per_second"
-        for way in [way for way in WAYS[1:] if packed and way in ways]:
+        packed, speed = ways["packed"], "useful_tokens_per_second"
+        for way in [way for way in WAYS[1:] if way in ways]:
             ways[way]["packed_is_times_faster"] = round(packed[speed] / ways[way][speed], 3)
             ways[way]["packed_takes_share_of_memory"] = round(packed["peak_mb"] / ways[way]["peak_mb"], 3)
     _, width, rows = SIZES[given.size]

@@ -9,6 +9,8 @@ import sys
 import pytest
 from support import ROOT
 
+TINY = ("--size", "tiny")
+
 
 @pytest.fixture
 def load(monkeypatch):
@@ -85,17 +87,19 @@ def test_padded_batches_are_the_same_for_all_and_hold_what_is_said(load, make_to
 @pytest.mark.parametrize(
     ("name", "words", "place"),
     [
-        ("generation", (), ("batch_1", "ours", "times_faster")),
-        ("adaptation", ("--groups", "gpt2", "--precision", "bfloat16"), ("gpt2", "lora", "times_faster")),
-        ("supervised_speed", ("--sources", "chat"), ("chat", "padded, transformers", "packed_is_times_faster")),
-        ("tasks_speed", ("--sources", "product", "--steps", "1"), ("product", "packed", "tokens_per_second")),
+        ("generation", TINY, ("batch_1", "ours", "times_faster")),
+        ("adaptation", (*TINY, "--groups", "gpt2", "--precision", "bfloat16"), ("gpt2", "lora", "times_faster")),
+        ("supervised_speed", (*TINY, "--sources", "chat"), ("chat", "padded, transformers", "packed_is_times_faster")),
+        ("tasks_speed", (*TINY, "--sources", "product", "--steps", "1"), ("product", "packed", "tokens_per_second")),
+        ("dropout", TINY, ("float32, 2 x 16 tokens", "ours", "milliseconds")),
+        ("perplexity", ("--tokens", "24"), ("bfloat16", "int4", "one_by_one")),
     ],
 )
 def test_each_runs_to_its_end_at_a_tiny_size(name, words, place, tmp_path):
     import os
     import subprocess
 
-    command = [sys.executable, f"benchmarks/{name}.py", "--size", "tiny", "--rounds", "1", "--results", str(tmp_path)]
+    command = [sys.executable, f"benchmarks/{name}.py", "--rounds", "1", "--results", str(tmp_path)]
     around = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([*command, *words], cwd=ROOT, env=around, check=True, capture_output=True)
     report = json.loads((tmp_path / f"{name.replace('_', '-')}.json").read_text())

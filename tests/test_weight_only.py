@@ -163,6 +163,7 @@ def test_the_kernel_is_the_fastest_that_there_is(monkeypatch):
     assert choose(4, "split") is PackedFour
     monkeypatch.setattr(SplitEight, "missing", staticmethod(lambda: "was built without FBGEMM"))
     assert choose(8, "auto") is SplitEight  # says itself what is missing
+    assert choose(8, "split") is SplitEight
 
 
 def test_groups_of_equal_weights_keep_their_value():

@@ -97,8 +97,8 @@ def medians(rows: Sequence[Figures], digits: int = 4) -> Figures:
 def on_each_source(script: str, given: argparse.Namespace, ways: Sequence[str]) -> dict[str, Figures]:
     """Measure ways on sources of text in turns, each time in a fresh process of the script; return medians.
 
-    What failed, as where a batch does not fit, is missing. All but the last way, which is a peer's, keep their memory
-    as our recipes do.
+    A way that failed, as where a batch does not fit, is missing; the first one is ours, and must not. All but the last
+    way, which is a peer's, keep their memory as our recipes do.
 
     Args:
         script: Its file; `--one SOURCE WAY` measures.
@@ -113,6 +113,9 @@ def on_each_source(script: str, given: argparse.Namespace, ways: Sequence[str]) 
         return lambda: fresh([*words, source, way], environment)
 
     runs = in_turns({f"{source}: {way}": turn(source, way) for source in given.sources for way in ways}, given.rounds)
+    for source in given.sources:
+        if f"{source}: {ways[0]}" not in runs:
+            raise SystemExit(f"error: {source}: {ways[0]} failed, with which all others are compared")
     return {
         source: {way: medians(rows) for way in ways if (rows := runs.get(f"{source}: {way}"))}
         for source in given.sources

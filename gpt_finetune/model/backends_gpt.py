@@ -213,6 +213,8 @@ def in_blocks(attend: Callable[..., Any]) -> Callable[..., Any]:
         length = query.shape[2]
         whole = sliding_window is None or attention_mask is None or "cache" in kwargs or torch.compiler.is_compiling()
         if whole or length != key.shape[2] or length <= 2 * sliding_window:
+            if isinstance(attention_mask, WindowMask):  # made before compiled code began, as of a layer by itself
+                attention_mask = attention_mask.between(range(length), range(length), query.device)
             return attend(module, query, key, value, attention_mask, **kwargs)
         # split and joined again: differentiating a slice would fill zeros for all that it leaves out
         queries, keys, values = (x.split(sliding_window, dim=2) for x in (query, key, value))

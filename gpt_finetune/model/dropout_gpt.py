@@ -33,7 +33,7 @@ def growth(p: float) -> float:
 
 
 class GPTDropout(nn.Dropout):
-    """`nn.Dropout`, in two thirds of its time on a CPU; it draws other numbers there."""
+    """`nn.Dropout`, but that a CPU draws other numbers, sooner."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Drop values in training, each by itself."""

@@ -22,8 +22,8 @@ class WeightOnlyConfig(QuantizationConfigMixin):
             the layout that its product reads fastest.
         backend: What activations are computed in. `dot` (8 bits only) takes them in two times 8 bits, of float32 in
             three, and needs VNNI instructions; `split` (8 bits only) in three times 7 bits, anywhere; `packed` in
-            bfloat16. `auto` takes the fastest that this machine's torch has. An output layer of other bits than the
-            backend has takes `auto`.
+            bfloat16, or of 8 bits as `dot` where some rows are faster so. `auto` takes the fastest that this machine's
+            torch has. An output layer of other bits than the backend has takes `auto`.
         group_size: Inputs that share a scale, for 4 bits.
         head_bits: Of the output layer, whose 4-bit form costs most of the quality: on SmolLM2-135M-Instruct perplexity
             rose by 4.7% with it and by 0.0% with the head left whole.

@@ -7,7 +7,8 @@ Shapes: N rows of activations, O outputs, I inputs, G groups of inputs.
 from __future__ import annotations
 
 import warnings
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Protocol
 
 import torch
@@ -27,7 +28,7 @@ _FEW = 9  # and those from which a product of bytes takes less time than the ker
 _MIDDLES = {2: 0x8080, 3: 0x808080}
 _HALVES = {count: torch.tensor(middle + 0.5, device="cpu") for count, middle in _MIDDLES.items()}
 _TINY = 1e-30  # below it a row counts as nothing: 127 times its inverse would not be finite
-_AT_ONCE = 256  # rows that are split together, so that what they take stays small beside the result
+_AT_ONCE = 256  # rows, see `_some_at_once`
 
 
 class Product(Protocol):
@@ -97,6 +98,13 @@ def _add(y: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + bias
 
 
+def _some_at_once(multiply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Multiply rows that are split into parts, so many at once that the parts stay small beside the result."""
+    if len(x) <= _AT_ONCE:
+        return multiply(x)
+    return torch.cat([multiply(rows) for rows in x.split(_AT_ONCE)])
+
+
 class DotEight(_EightBit, Opaque):
     """Activations as whole numbers of two or three bytes, which one product of bytes takes together.
 
@@ -115,16 +123,15 @@ class DotEight(_EightBit, Opaque):
         return _add(self.product(x), bias)
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        if len(x) <= _AT_ONCE:
-            return self.by_bytes(x)
-        return torch.cat([self.by_bytes(rows) for rows in x.split(_AT_ONCE)])
+        return _some_at_once(self.by_bytes, x)
 
     def by_bytes(self, x: Tensor) -> Tensor:
         """Multiply a few hundred rows: (N, I) -> (N, O)."""
         rows, count = len(x), 2 if x.dtype == torch.bfloat16 else 3
         most, middle = 127 << 8 * (count - 1), _MIDDLES[count]
-        unit = torch.linalg.vector_norm(x, torch.inf, 1, keepdim=True, dtype=torch.float32)  # 0: whatever stands below
-        whole = torch.addcmul(_HALVES[count], x, most / unit).to(torch.int32)  # above 0, where cutting off is rounding
+        unit = torch.linalg.vector_norm(x, torch.inf, 1, keepdim=True, dtype=torch.float32)
+        # above 0, where cutting off is rounding; of a row of zeros, whatever NaN becomes: below it is taken 0 times
+        whole = torch.addcmul(_HALVES[count], x, most / unit).to(torch.int32)
         signed = whole.bitwise_xor_(middle).view(torch.int8).view(*x.shape, 4)  # the lowest byte first
         parts = signed[..., :count].permute(2, 0, 1).reshape(count * rows, -1)
         *finer, y = torch._int_mm(parts, self.weight.T).to(torch.float32).split(rows)
@@ -147,7 +154,7 @@ class DotEight(_EightBit, Opaque):
 class PackedEight(DotEight):
     """int8 weights, bfloat16 activations: `torch._weight_int8pack_mm`, which is slow for other dtypes.
 
-    It takes some rows in four times the time of one, so where the processor can, these are multiplied by bytes.
+    It takes 16 rows in four times the time of one, so where the processor can, some rows are multiplied by bytes.
     """
 
     def __init__(self, weight: Tensor, scale: Tensor, group_size: int) -> None:
@@ -194,9 +201,7 @@ class SplitEight(_EightBit, Opaque):
         self.size = weight.nbytes
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        if len(x) <= _AT_ONCE:
-            return self._in_parts(x, bias)
-        return torch.cat([self._in_parts(rows, bias) for rows in x.split(_AT_ONCE)])
+        return _some_at_once(partial(self._in_parts, bias=bias), x)
 
     def _in_parts(self, x: Tensor, bias: Tensor | None) -> Tensor:
         unit = torch.linalg.vector_norm(x, torch.inf, 1, keepdim=True, dtype=torch.float32)

@@ -111,7 +111,7 @@ def test_what_no_query_sees_is_not_computed(make_config):
         assert pairs.all() if wanted == 1 else pairs[square.tril()].all()
 
 
-def test_only_short_rows_in_training_in_bfloat16_are_computed_so(make_config, make_model, monkeypatch):
+def test_products_take_short_rows_in_bfloat16_and_dropout_and_in_training_only(make_config, make_model, monkeypatch):
     from gpt_finetune import GPTForCausalLM
 
     seen, ids = calls(monkeypatch), torch.randint(2, 500, (2, 12))
