@@ -152,6 +152,9 @@ def test_figures_of_speed_are_those_measured(name):
     for way in ("", ", laid out anew, growing cache", ", int8, growing cache", ", int4, growing cache"):
         for batch in ("batch_1", "batch_8"):
             assert f"{generation[batch]['ours, bfloat16' + way]['times_faster']:.2f}" in text
+    for precision in ("bfloat16", "float32"):
+        found = [row["times_faster"] for name, row in result("dropout").items() if name.startswith(precision)]
+        assert re.search(rf"{min(found):.1f} (to|到)\s{max(found):.1f} ", text)
     for source in ("chat", "insurance"):
         padded = result("supervised-speed")[source]["padded, transformers"]
         assert f"{padded['packed_is_times_faster']:.2f} x" in text
