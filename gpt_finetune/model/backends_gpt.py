@@ -180,10 +180,9 @@ def masks_of_layers(
     isolate = None if documents is None else packed_sequence_mask_function(documents)
     length, slides = inputs_embeds.shape[1], "sliding_attention" in config.layer_types
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
-    plain = cache is None and (mask is None or mask.ndim == 2) and not torch.compiler.is_compiling()
-    in_windows = plain and slides and attend is sdpa_attention_forward
+    in_windows = slides and cache is None and (mask is None or mask.ndim == 2) and attend is sdpa_attention_forward
     # of short texts whole masks cost next to nothing, and matrix products want them
-    if not in_windows or length <= max(SHORT, 2 * config.sliding_window):
+    if not in_windows or torch.compiler.is_compiling() or length <= max(SHORT, 2 * config.sliding_window):
         return create_masks_for_generate(config, inputs_embeds, mask, cache, and_mask_function=isolate)
     real = None if mask is None else mask.to(inputs_embeds.device) != 0
     masks: dict[str, Any] = {"sliding_attention": WindowMask(config.sliding_window, config.is_causal, real, documents)}
