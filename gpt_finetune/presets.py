@@ -108,6 +108,40 @@ def _gpt_oss(layers: int, experts: int) -> Preset:
     )
 
 
+def _gemma3(layers: int, width: int, inner: int) -> Preset:
+    """Return one of Gemma 3's sizes that read text only: five layers of a window of 512, then one that sees all."""
+    fields = {
+        "vocab_size": 262144,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "intermediate_size": inner,
+        "max_position_embeddings": 32768,
+        "position_embedding_type": "rotary",
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
+        },
+        "scale_embeddings": True,
+        "norm_type": "zero_centered_rmsnorm",
+        "norm_eps": 1e-6,
+        "block_type": "sandwich_norm",
+        "qk_norm": True,
+        "gated_mlp": True,
+        "mlp_bias": False,
+        "attention_bias": False,
+        "layer_types": ["full_attention" if layer % 6 == 5 else "sliding_attention" for layer in range(layers)],
+        "sliding_window": 512,
+        "scale_residual_init": False,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+    return Preset("Gemma Team 2025, Gemma 3 Technical Report (arXiv:2503.19786), section 2", fields)
+
+
 # Rotary positions, RMSNorm without biases, normalised queries and keys, squared ReLU: each with its paper in GPTConfig.
 _MODERN = {
     "position_embedding_type": "rotary",
@@ -240,6 +274,8 @@ PRESETS: dict[str, Preset] = {
             "tie_word_embeddings": False,
         },
     ),
+    "gemma3-270m": _gemma3(18, 640, 2048),
+    "gemma3-1b": _gemma3(26, 1152, 6912),
     # A ladder of our own. Up to 350m it has GPT-2's shapes, so that only the options differ. From 1b on, heads are 128
     # wide, as fused kernels like them best, and share keys and values: else one sequence of 8192 tokens would have a
     # cache of 1.3 GB beside 2 GB of weights. Depth and width of 3b are those of Llama 3.2's.

@@ -88,6 +88,17 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+GEMMA = {
+    **LLAMA,
+    "head_dim": 16,
+    "num_hidden_layers": 3,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "sliding_window": 4,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+        "full_attention": {"rope_type": "linear", "rope_theta": 5e4, "factor": 4.0},
+    },
+}
 # One per dialect, and then each of its options that another code path serves.
 CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", OPENAI),
@@ -181,6 +192,22 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {**YARN, "truncate": True},
             "tie_word_embeddings": True,
         },
+    ),
+    "gemma3": ("Gemma3Text", GEMMA),
+    "gemma3-options": (
+        "Gemma3Text",
+        {
+            **GEMMA,
+            "attention_bias": True,
+            "final_logit_softcapping": 30.0,
+            "query_pre_attn_scalar": 24,
+            "tie_word_embeddings": False,
+            "layer_types": ["full_attention"] * 3,
+        },
+    ),
+    "gemma3-one-rotation": (
+        "Gemma3Text",
+        {**GEMMA, "rope_parameters": dict.fromkeys(("sliding_attention", "full_attention"), LLAMA3_ROPE)},
     ),
     "nanochat": ("NanoChat", LLAMA),
     "nanochat-options": (

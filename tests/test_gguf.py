@@ -43,6 +43,19 @@ FILES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", "qwen2", LLAMA),
     "qwen3": ("Qwen3", "qwen3", {**LLAMA, "head_dim": 128}),
     "qwen3-sizes": ("Qwen3", "qwen3", {**LLAMA, "head_dim": 16}),
+    "gemma3": (
+        "Gemma3Text",
+        "gemma3",
+        # the file does not say which layers slide, nor by what they turn
+        {
+            **LLAMA,
+            "num_hidden_layers": 6,
+            "head_dim": 16,
+            "sliding_window": 4,
+            "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 5e4}},
+            "tie_word_embeddings": True,
+        },
+    ),
 }
 # Transformers takes these sizes for the default ones, and finds no names for a Mistral's weights.
 OURS_ALONE = {"gpt2-sizes", "mistral", "qwen3-sizes"}
@@ -55,6 +68,7 @@ def native(name: str) -> PreTrainedModel:
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
+                parameter.add_(1).sub_(1)  # a Gemma's are written plus 1, which is to round nothing
     return model
 
 
@@ -64,9 +78,11 @@ def write(name: str, model: PreTrainedModel, file: Path, **more: Any) -> None:
     config = model.config
     writer = gguf.GGUFWriter(file, architecture)
     writer.add_name(config.model_type)  # by which transformers tells a Mistral from a Llama
-    for key, ours in GGUF_CONFIG_MAPPING[config.model_type].items():
+    rotation = getattr(config, "rope_parameters", {})
+    rotation = rotation.get("full_attention", rotation)
+    for key, ours in GGUF_CONFIG_MAPPING.get(config.model_type, GGUF_CONFIG_MAPPING.get(architecture)).items():
         ours = {"n_ctx": "n_positions", "feed_forward_length": "n_inner"}.get(ours, ours)
-        value = config.rope_parameters["rope_theta"] if ours == "rope_theta" else getattr(config, ours or "", None)
+        value = rotation["rope_theta"] if ours == "rope_theta" else getattr(config, ours or "", None)
         if value is not None:
             add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
             add(f"{architecture}.{key}", value)
@@ -91,6 +107,8 @@ def write(name: str, model: PreTrainedModel, file: Path, **more: Any) -> None:
             tensor = tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(tensor.shape)
         if architecture == "gpt2" and suffix == "weight" and stem.endswith(("c_attn", "c_proj", "c_fc")):
             tensor = tensor.T
+        if architecture == "gemma3" and stem.endswith("norm"):
+            tensor = tensor + 1  # kept whole there
         writer.add_tensor(f"{names.get_name(stem)}.{suffix}", tensor.contiguous().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -116,7 +134,7 @@ def assert_same_logits(a: PreTrainedModel, b: PreTrainedModel, ids: torch.Tensor
 def test_every_readable_dialect_is_tested():
     """But gpt-oss, of which transformers' reader has the name, and finds neither the rotary scaling nor the experts."""
     assert {getattr(transformers, f"{FILES[name][0]}Config").model_type for name in FILES} == {
-        name for name in DIALECTS if name in GGUF_CONFIG_MAPPING and name != "gpt_oss"
+        name for name in DIALECTS if name.removesuffix("_text") in GGUF_CONFIG_MAPPING and name != "gpt_oss"
     }
 
 

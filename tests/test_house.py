@@ -133,9 +133,9 @@ def code_lines(path: Path) -> int:
 def test_the_architecture_is_readable_in_one_sitting():
     """What computes logits, from GPT-1 to gpt-oss, in four files of one concept each."""
     files = [ROOT / "gpt_finetune/model" / f"{name}_gpt.py" for name in ("layers", "attention", "blocks", "modeling")]
-    assert sum(code_lines(path) for path in files) <= 655
+    assert sum(code_lines(path) for path in files) <= 685
     # with the configuration, the heads, the loss, dropout and how attention is computed
-    assert sum(code_lines(path) for path in (ROOT / "gpt_finetune/model").glob("*.py")) <= 1675
+    assert sum(code_lines(path) for path in (ROOT / "gpt_finetune/model").glob("*.py")) <= 1700
 
 
 def test_version_is_the_same_everywhere():

@@ -4,6 +4,7 @@ Shapes: B batch, T query tokens, S key tokens, D hidden size, H query heads, G k
 of a head's coordinates turn.
 """
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -23,11 +24,17 @@ from .layers_gpt import cast_once, make_norm, residual_projection
 
 
 class GPTRotaryEmbedding(nn.Module):
-    """Angles of rotary positions (Su et al. 2021, arXiv:2104.09864), with all of transformers' scalings."""
+    """Angles of rotary positions (Su et al. 2021, arXiv:2104.09864), with all of transformers' scalings.
 
-    def __init__(self, config: GPTConfig) -> None:
+    Args:
+        config: The model's.
+        rotation: Of `config.rotations`, the one to compute.
+    """
+
+    def __init__(self, config: GPTConfig, rotation: dict[str, Any]) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = copy.copy(config)  # transformers' functions look there for what to compute
+        config.rope_parameters = rotation
         self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
         self.rope_type = config.rope_parameters["rope_type"]
         rope_init = ROPE_INIT_FUNCTIONS.get(self.rope_type, self.compute_default_rope_parameters)
@@ -52,15 +59,17 @@ class GPTRotaryEmbedding(nn.Module):
         return cos.to(x.dtype), sin.to(x.dtype)
 
 
-class NoRotation(nn.Module):
-    """Stands where `GPTRotaryEmbedding` would: there are no angles."""
+class GPTRotations(nn.ModuleDict):
+    """The angles of each layer type: its own (Gemma 3, arXiv:2503.19786 section 2), the same for all, or none."""
 
     def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
+        super().__init__({kind: GPTRotaryEmbedding(config, rotation) for kind, rotation in config.rotations.items()})
+        self.layer_types = tuple(dict.fromkeys(config.layer_types))
 
-    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> None:
-        """Return nothing to rotate by."""
-        return
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> dict[str, Any]:
+        """Return cosines and sines by layer type, see `GPTRotaryEmbedding`; None for what does not rotate."""
+        angles = {kind: rotation(x, position_ids) for kind, rotation in self.items()}
+        return {kind: angles.get(kind, angles.get("all")) for kind in self.layer_types}
 
 
 def rotate(x: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -81,11 +90,12 @@ def keep(x: torch.Tensor, position_embeddings: Any) -> torch.Tensor:
     return x
 
 
-def make_rotation(config: GPTConfig) -> Callable[..., torch.Tensor]:
-    """Return what to do with queries and keys."""
-    if config.position_embedding_type != "rotary":
+def make_rotation(config: GPTConfig, layer_type: str) -> Callable[..., torch.Tensor]:
+    """Return what a layer of a type does with queries and keys."""
+    rotation = config.rotations.get(layer_type, config.rotations.get("all"))
+    if rotation is None:
         return keep
-    return rotate if config.rope_parameters.get("partial_rotary_factor", 1.0) == 1 else rotate_part
+    return rotate if rotation.get("partial_rotary_factor", 1.0) == 1 else rotate_part
 
 
 # ----------------------------------------------------------------------------------------------------- attention
@@ -112,7 +122,7 @@ class GPTAttention(nn.Module):
         self.scaling = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         self.is_causal = config.is_causal
         self.sliding_window = config.sliding_window if config.layer_types[layer_idx] == "sliding_attention" else None
-        self.rotate = make_rotation(config)
+        self.rotate = make_rotation(config, config.layer_types[layer_idx])
 
         query_size = config.num_attention_heads * config.head_dim
         key_size = config.num_key_value_heads * config.head_dim

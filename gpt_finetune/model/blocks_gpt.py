@@ -53,6 +53,22 @@ class PostNormBlock(GPTBlock):
         return self.post_feedforward_layernorm(hidden_states + self.mlp(hidden_states))
 
 
+class SandwichNormBlock(PostNormBlock):
+    """x + norm2(f(norm1(x))), twice (Ding et al. 2021, arXiv:2105.13290 section 2.4; Gemma 2, arXiv:2408.00118)."""
+
+    def __init__(self, config: GPTConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.input_layernorm = make_norm(config, config.hidden_size)
+        self.pre_feedforward_layernorm = make_norm(config, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Apply the block: (B, T, D) -> (B, T, D)."""
+        attended = self.self_attn(self.input_layernorm(hidden_states), **kwargs)[0]
+        hidden_states = hidden_states + self.post_attention_layernorm(attended)
+        transformed = self.mlp(self.pre_feedforward_layernorm(hidden_states))
+        return hidden_states + self.post_feedforward_layernorm(transformed)
+
+
 class ParallelBlock(PreNormBlock):
     """x + attention(norm1(x)) + MLP(norm2(x)) (GPT-NeoX, arXiv:2204.06745 section 2.1)."""
 
@@ -109,6 +125,7 @@ BLOCKS: dict[tuple[str, bool], type[GPTBlock]] = {
     ("pre_norm", True): PreNormCrossBlock,
     ("post_norm", False): PostNormBlock,
     ("post_norm", True): PostNormCrossBlock,
+    ("sandwich_norm", False): SandwichNormBlock,
     ("parallel", False): ParallelBlock,
     ("parallel_shared_norm", False): SharedNormParallelBlock,
 }

@@ -26,33 +26,15 @@ if TYPE_CHECKING:
     from .heads_gpt import GPTTaskModel  # noqa: F401
 
 # Keys that transformers and its companions pass to or store in a config and that are not architecture.
-_LIBRARY_KEYS = frozenset(
-    {
-        "_attn_implementation_internal",
-        "_commit_hash",
-        "_experts_implementation_internal",
-        "_name_or_path",
-        "attn_implementation",
-        "experts_implementation",
-        "is_decoder",
-        "model_type",
-        "name_or_path",
-        "num_labels",
-        "output_attentions",
-        "partial_rotary_factor",
-        "per_layer_config",
-        "pretraining_tp",
-        "quantization_config",
-        "rope_scaling",
-        "rope_theta",
-        "task_specific_params",
-        "tie_encoder_decoder",
-        "tie_last_hidden_states",
-        "tokenizer_class",
-        "torch_dtype",
-        "transformers_weights",
-    }
-)
+# fmt: off
+_LIBRARY_KEYS = frozenset({
+    "_attn_implementation_internal", "_commit_hash", "_experts_implementation_internal", "_name_or_path",
+    "attn_implementation", "experts_implementation", "is_decoder", "model_type", "name_or_path", "num_labels",
+    "output_attentions", "partial_rotary_factor", "per_layer_config", "pretraining_tp", "quantization_config",
+    "rope_scaling", "rope_theta", "task_specific_params", "tie_encoder_decoder", "tie_last_hidden_states",
+    "tokenizer_class", "torch_dtype", "transformers_weights",
+})
+# fmt: on
 
 
 # Fields that count or measure something, with the least that they may be (those that may be None, if they are not).
@@ -98,15 +80,15 @@ class GPTConfig(PreTrainedConfig):
             section 3.5), `rotary` (arXiv:2104.09864) or `none`.
         position_offset: Rows of a learned table before that of position 0 (OPT has 2).
         rope_parameters: `{"rope_type", "rope_theta", …}` as everywhere in transformers, YaRN (arXiv:2309.00071) and
-            `partial_rotary_factor` (the share of a head that turns) included; rotary only.
+            `partial_rotary_factor` (the share of a head that turns) included; or one such dict a layer type.
         scale_embeddings: Multiply token embeddings by sqrt(`hidden_size`) (arXiv:1706.03762 section 3.4).
         embedding_norm: Normalise the embeddings before the first block.
-        norm_type: `layernorm` or `rmsnorm` (arXiv:1910.07467).
+        norm_type: `layernorm`, `rmsnorm` (arXiv:1910.07467) or `zero_centered_rmsnorm`, whose weights are kept less 1.
         norm_affine: Norms have weights (and biases, if of the kind that has them).
         norm_eps: Constant added to the variance.
         block_type: Where norms stand and how sub-layers meet: `pre_norm` (GPT-2), `post_norm` (GPT-1, the 2017
-            Transformer), or attention and MLP beside each other, on a norm each (`parallel`: GPT-NeoX,
-            arXiv:2204.06745) or on one for both (`parallel_shared_norm`: GPT-J).
+            Transformer), `sandwich_norm` (before and behind each: Gemma), or attention and MLP beside each other, on a
+            norm each (`parallel`: GPT-NeoX, arXiv:2204.06745) or on one for both (`parallel_shared_norm`: GPT-J).
         hidden_act: `gelu_new` (the tanh form), `gelu`, `quick_gelu` (x sigmoid(1.702 x)), `relu`, `relu2` (squared,
             arXiv:2109.08668) or `silu`.
         gated_mlp: Multiply the activation by a second projection (arXiv:2002.05202).
@@ -199,10 +181,10 @@ class GPTConfig(PreTrainedConfig):
     rope_parameters: dict | None = None
     scale_embeddings: bool = False
     embedding_norm: bool = False
-    norm_type: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_type: Literal["layernorm", "rmsnorm", "zero_centered_rmsnorm"] = "layernorm"
     norm_affine: bool = True
     norm_eps: float | int = 1e-5
-    block_type: Literal["pre_norm", "post_norm", "parallel", "parallel_shared_norm"] = "pre_norm"
+    block_type: Literal["pre_norm", "post_norm", "sandwich_norm", "parallel", "parallel_shared_norm"] = "pre_norm"
     hidden_act: Literal["gelu_new", "gelu", "quick_gelu", "relu", "relu2", "silu"] = "gelu_new"
     gated_mlp: bool = False
     swiglu_limit: float | int | None = None
@@ -271,6 +253,12 @@ class GPTConfig(PreTrainedConfig):
             )
             self.rope_parameters = None
 
+    @property
+    def rotations(self) -> dict[str, dict[str, Any]]:
+        """Rotary parameters by layer type, under `all` where every layer turns alike, and none without rotation."""
+        rope = self.rope_parameters or {}
+        return {kind: rope[kind] for kind in self.layer_types if kind in rope} or ({"all": rope} if rope else {})
+
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Save, unless `refuse_unknown_fields` has something to refuse."""
         self.refuse_unknown_fields()
@@ -316,8 +304,13 @@ class GPTConfig(PreTrainedConfig):
 
     def _position_rules(self) -> Iterator[tuple[bool, str]]:
         kind = self.position_embedding_type
-        if kind == "rotary":
-            share = self.rope_parameters.get("partial_rotary_factor", 1.0)
+        missing = sorted(set(self.layer_types) - self.rotations.keys())
+        yield (
+            not missing or self.rotations.keys() <= {"all"},
+            f"rope_parameters={self.rope_parameters} says nothing of {', '.join(missing)} layers: name them, too",
+        )
+        for rotation in self.rotations.values():
+            share = rotation.get("partial_rotary_factor", 1.0)
             turned = int(self.head_dim * share)
             yield (
                 0 < share <= 1 and turned >= 2 and turned % 2 == 0,
@@ -354,7 +347,7 @@ class GPTConfig(PreTrainedConfig):
         )
         cross = "add_cross_attention=True with "
         yield (
-            not (self.add_cross_attention and self.block_type.startswith("parallel")),
+            not self.add_cross_attention or self.block_type in ("pre_norm", "post_norm"),
             f"{cross}block_type={self.block_type!r}: it has no place there; use 'pre_norm' or 'post_norm'",
         )
         yield (

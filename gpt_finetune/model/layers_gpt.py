@@ -29,7 +29,25 @@ class GPTRMSNorm(nn.RMSNorm):
         return nn.functional.rms_norm(x, self.normalized_shape, weight, self.eps)
 
 
-NORMS: dict[str, Callable[..., nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": GPTRMSNorm}
+class ZeroCenteredRMSNorm(GPTRMSNorm):
+    """The same with weights kept less 1, so that they begin, and decay, at 0 (Gemma Team 2024, arXiv:2403.08295)."""
+
+    def reset_parameters(self) -> None:
+        """Let it begin as a norm without weights."""
+        if self.weight is not None:
+            init.zeros_(self.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise the last dimension; the 1 is added in float32, where it rounds nothing away."""
+        weight = None if self.weight is None else (self.weight.float() + 1).to(x.dtype)
+        return nn.functional.rms_norm(x, self.normalized_shape, weight, self.eps)
+
+
+NORMS: dict[str, Callable[..., nn.Module]] = {
+    "layernorm": nn.LayerNorm,
+    "rmsnorm": GPTRMSNorm,
+    "zero_centered_rmsnorm": ZeroCenteredRMSNorm,
+}
 
 
 def make_norm(config: GPTConfig, size: int) -> nn.Module:
@@ -86,7 +104,7 @@ class SinusoidalPositions(nn.Module):
     def _frequencies(self) -> torch.Tensor:
         return 1.0 / 10_000.0 ** (torch.arange(0, self.dim, 2, dtype=torch.float32) / self.dim)
 
-    def reset_buffers(self) -> None:
+    def reset_parameters(self) -> None:
         """Recompute what is not stored, for a model that was built on the meta device."""
         init.copy_(self.inv_freq, self._frequencies())
 

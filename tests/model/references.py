@@ -89,6 +89,17 @@ GPT_OSS = {
     "rope_parameters": {**YARN, "truncate": False},
 }
 
+GEMMA3 = {
+    **GROUPED,
+    "rms_norm_eps": 1e-3,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "final_logit_softcapping": 2.0,
+    "rope_parameters": {"sliding_attention": ROTATION, "full_attention": {**YARN, "truncate": True}},
+}
+
 # name -> transformers' config class, without the ending, and its fields; one for each path through our code
 REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
     "openai-gpt": ("OpenAIGPT", OPENAI),
@@ -109,6 +120,7 @@ REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", {**LLAMA, **QWEN_WINDOW, "head_dim": 16}),
     "nanochat": ("NanoChat", {**LLAMA, "final_logit_softcapping": 2.0}),
     "gpt_oss": ("GptOss", GPT_OSS),
+    "gemma3": ("Gemma3Text", GEMMA3),
 }
 
 

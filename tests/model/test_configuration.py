@@ -37,6 +37,10 @@ BROKEN = [
     ({**ROTARY, "head_dim": 7}, "head_dim=7"),
     (turned(0.02), "head_dim=64 with partial_rotary_factor=0.02 turns 1 coordinates"),
     (turned(1.5), "partial_rotary_factor=1.5"),
+    (
+        {**ROTARY, **SLIDING, "rope_parameters": {"full_attention": {"rope_type": "default"}}},
+        "says nothing of sliding_attention layers",
+    ),
     ({"position_embedding_type": "sinusoidal", "hidden_size": 15, "num_attention_heads": 3}, "hidden_size=15 is odd"),
     ({**ROTARY, "position_offset": 2}, "position_offset=2 with position_embedding_type='rotary'"),
     ({"num_key_value_heads": 5}, "num_attention_heads=12 is not divisible by num_key_value_heads=5"),

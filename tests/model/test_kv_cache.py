@@ -6,7 +6,7 @@ from transformers import DynamicCache, StaticCache
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 PROMPT, LENGTH = 7, 48
-WINDOWED = ["sliding", "gpt-oss"]  # without and with attention sinks; a window of 4
+WINDOWED = ["sliding", "gpt-oss", "gemma3"]  # without and with attention sinks, with two rotations; a window of 4
 
 
 def ids(rows: int = 2, length: int = LENGTH) -> torch.Tensor:

@@ -237,7 +237,7 @@ def test_compiles_without_a_graph_break(make_model, architecture):
     torch.testing.assert_close(compiled(x, use_cache=False).logits, model(x).logits, **CLOSE)
 
 
-@pytest.mark.parametrize("architecture", ["sliding", "gpt-oss"])
+@pytest.mark.parametrize("architecture", ["sliding", "gpt-oss", "gemma3"])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("padding", [None, "left", "right"])
 @pytest.mark.parametrize("is_causal", [True, False])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support import ARCHITECTURES
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 LENGTHS = (5, 1, 9, 6)  # the third is longer than two windows of the sliding architectures
@@ -30,7 +31,7 @@ def arguments(mask: str) -> dict[str, torch.Tensor]:
 
 def pairs(architecture: str) -> list[str]:
     """Name the masks to try: one over pairs is taken as it stands, so it would have to say the window, too."""
-    return ["none", "ones"] if architecture in ("sliding", "gpt-oss") else ["none", "ones", "block"]
+    return ["none", "ones"] if "sliding_window" in ARCHITECTURES[architecture] else ["none", "ones", "block"]
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ def count_parameters(config: GPTConfig, model_class: type = GPTForCausalLM) -> i
 
 
 # Exact counts: GPT-2's are those of the released checkpoints (its paper's 117M / 345M / 762M / 1542M were corrected by
-# its authors); GPT-NeoX's is in arXiv:2204.06745 section 2.1; nanochat prints its own.
+# its authors); GPT-NeoX's is in arXiv:2204.06745 section 2.1; nanochat prints its own; Gemma's are its checkpoints'.
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
@@ -24,6 +24,8 @@ def count_parameters(config: GPTConfig, model_class: type = GPTForCausalLM) -> i
         ("gpt2-xl", 1_557_611_200),
         ("gpt-neox-20b", 20_554_567_680),
         ("nanochat-d20", 560_988_160),
+        ("gemma3-270m", 268_098_176),
+        ("gemma3-1b", 999_885_952),
     ],
 )
 def test_preset_has_the_published_number_of_parameters(name, parameters):

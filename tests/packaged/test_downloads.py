@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,29 @@ def test_an_sdist_is_unpacked_and_not_run(world, tmp_path, monkeypatch, project)
     enter(monkeypatch, kind="sdist", file="tiny/", only=("a.txt", "below/b.txt"), build=copy_all)
     assert left(fetch("tiny")) == {"a.txt": b"a", "below+b.txt": b"b"}
     assert not (tmp_path / "ran").exists()
+
+
+def put_wheel(folder: Path, name: str, members: dict[str, bytes]) -> None:
+    """Write a wheel of version 1.0 that pip accepts."""
+    info = f"{name}-1.0.dist-info"
+    said = {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n".encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: us\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/RECORD": b"",
+    }
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as made:
+        for path, content in {**members, **said}.items():
+            made.writestr(path, content)
+
+
+def test_a_file_in_parts_arrives_whole(world, monkeypatch):
+    content = {"tiny_data": b"begin", "tiny_more": b"middle", "tiny_rest": b"end"}
+    for number, (name, held) in enumerate(content.items()):
+        put_wheel(world, name, {f"{name}/all.gguf.part{number:02}": held, f"{name}/__init__.py": b"raise SystemExit"})
+    parts = (("tiny-more", "tiny_more/all.gguf.part01"), ("tiny-rest", "tiny_rest/all.gguf.part02"))
+    options = {"file": "tiny_data/all.gguf.part00", "build": lambda file, folder: file.replace(folder / file.name)}
+    enter(monkeypatch, parts=parts, **options)
+    assert left(fetch("tiny")) == {"all.gguf": b"beginmiddleend"}
 
 
 def test_what_pip_cannot_find_is_one_error(world, monkeypatch):

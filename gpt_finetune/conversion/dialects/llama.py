@@ -1,4 +1,4 @@
-"""Llama and its kin: RMSNorm, rotary positions, grouped keys and values."""
+"""Llama and its kin, Gemma 3 among them: RMSNorm, rotary positions, grouped keys and values."""
 
 from __future__ import annotations
 
@@ -64,8 +64,35 @@ def _used_window(config: Any) -> dict[str, Any]:
     return {"sliding_window": config.sliding_window if slides else None}
 
 
+def _write_window(config: Any) -> dict[str, Any]:
+    """These make a mask of it even where no layer uses it, so none is theirs by default."""
+    return {} if config.sliding_window is None else {"sliding_window": config.sliding_window}
+
+
 def _write_use_of_window(config: Any) -> dict[str, Any]:
     return {"use_sliding_window": config.sliding_window is not None}
+
+
+def _read_rotations(config: Any) -> dict[str, Any]:
+    """Of each layer type that occurs; what all turn by is said once."""
+    found = {kind: config.rope_parameters[kind] for kind in dict.fromkeys(config.layer_types)}
+    first = next(iter(found.values()))
+    return {"rope_parameters": first if all(rope == first for rope in found.values()) else found}
+
+
+def _write_rotations(config: Any) -> dict[str, Any]:
+    shared = config.rotations.get("all", {})
+    return {"rope_parameters": {kind: dict(config.rotations.get(kind, shared)) for kind in config.layer_types}}
+
+
+def _read_scale(config: Any) -> dict[str, Any]:
+    usual = config.query_pre_attn_scalar == config.head_dim
+    return {"attention_scale": None if usual else config.query_pre_attn_scalar**-0.5}
+
+
+def _write_scale(config: Any) -> dict[str, Any]:
+    usual = config.attention_scale is None
+    return {"query_pre_attn_scalar": config.head_dim if usual else round(config.attention_scale**-2)}
 
 
 LLAMA_FAMILY: dict[str, Dialect] = {
@@ -113,6 +140,24 @@ LLAMA_FAMILY: dict[str, Dialect] = {
         constants={**_CONSTANTS, "hidden_act": "quick_gelu", "mlp_bias": True, "attention_sinks": True},
         requires={"swiglu_alpha": 1.702},
         read=(_whole_heads, _used_window),
+    ),
+    "gemma3_text": Dialect(
+        fields={
+            **_FIELDS,
+            **same("head_dim", "attention_bias", "layer_types", "final_logit_softcapping"),
+            "hidden_act": "hidden_activation",
+        },
+        constants={
+            **_CONSTANTS,
+            "norm_type": "zero_centered_rmsnorm",
+            "block_type": "sandwich_norm",
+            "qk_norm": True,
+            "scale_embeddings": True,
+        },
+        requires={"attn_logit_softcapping": None, "use_bidirectional_attention": False},
+        synonyms=_ACTIVATIONS,
+        read=(_read_rotations, _read_scale, _used_window),
+        write=(_write_rotations, _write_scale, _write_window),
     ),
     "nanochat": Dialect(
         fields={**_FIELDS, **same("attention_bias", "final_logit_softcapping")},
