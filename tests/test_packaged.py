@@ -24,7 +24,7 @@ from gpt_finetune.errors import InputError
 from gpt_finetune.packaged import PACKAGES, Package, fetch, locate
 from gpt_finetune.packaged.models import gpt2_from_ranks
 
-SMOLLM2, GPT2 = "smollm2-135m-instruct", "gpt2-tokenizer"
+SMOLLM2, GEMMA, GPT2 = "smollm2-135m-instruct", "gemma3-270m", "gpt2-tokenizer"
 TEXTS = [
     "The rain had stopped, and the two of them walked down to the harbour without a word about 1984 or 3.14159.",
     POEM,
@@ -227,6 +227,27 @@ def test_smollm2_opens_from_its_gguf_and_goes_back_bit_for_bit(smollm2, tokenize
         for key in original.keys():  # noqa: SIM118  # it is no dict
             assert torch.equal(written.get_tensor(key), original.get_tensor(key)), key
     (back / "model.safetensors").unlink()  # half a gigabyte
+
+
+@pytest.mark.long
+def test_gemma_has_the_logits_of_its_own_class(tmp_path):
+    """To the last bit, beyond its window of 512 tokens too; exported, it is what it was."""
+    folder = locate(GEMMA)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(" ".join(TEXTS * 10), return_tensors="pt").input_ids[:, :600]
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    model, info = GPTForCausalLM.from_pretrained(folder, output_loading_info=True, dtype="float32")
+    assert not any(info.values()), info
+    assert model.num_parameters() == 268_098_176
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, reference(ids).logits)
+    prompt = tokenizer("English: good morning. French:", return_tensors="pt")
+    said = model.generate(**prompt, do_sample=False, max_new_tokens=5)
+    assert torch.equal(said, reference.generate(**prompt, do_sample=False, max_new_tokens=5))
+    back = AutoModelForCausalLM.from_pretrained(export_native(model, tmp_path / "back"))
+    assert type(back) is type(reference)
+    for key, tensor in reference.state_dict().items():
+        assert torch.equal(back.state_dict()[key], tensor), key
 
 
 @pytest.mark.slow
