@@ -155,6 +155,8 @@ def test_figures_of_speed_are_those_measured(name):
     for precision in ("bfloat16", "float32"):
         found = [row["times_faster"] for name, row in result("dropout").items() if name.startswith(precision)]
         assert re.search(rf"{min(found):.1f} (to|到)\s{max(found):.1f} ", text)
+    norms = [row["times_faster"] for row in result("norms").values() if isinstance(row, dict)]
+    assert re.search(rf"{min(norms):.1f} (to|到)\s{max(norms):.1f} [^`]*\(`benchmarks/norms.py`\)", text)
     for way in ("int8", "int4"):
         rises = sorted(result("perplexity")["bfloat16"][way][f"change_{kind}"] for kind in ("prompt", "one_by_one"))
         assert re.search(rf"{rises[0]:.1%} (to|到) {rises[1]:.1%}", text)

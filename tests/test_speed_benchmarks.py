@@ -92,6 +92,7 @@ def test_padded_batches_are_the_same_for_all_and_hold_what_is_said(load, make_to
         ("supervised_speed", (*TINY, "--sources", "chat"), ("chat", "padded, transformers", "packed_is_times_faster")),
         ("tasks_speed", (*TINY, "--sources", "product", "--steps", "1"), ("product", "packed", "tokens_per_second")),
         ("dropout", TINY, ("float32, 2 x 16 tokens", "ours", "milliseconds")),
+        ("norms", TINY, ("float32, 8 x 16", "ours", "milliseconds")),
         ("perplexity", ("--tokens", "24"), ("bfloat16", "int4", "one_by_one")),
     ],
 )

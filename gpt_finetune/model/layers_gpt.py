@@ -13,6 +13,7 @@ from transformers.integrations import use_experts_implementation
 
 from .configuration_gpt import GPTConfig
 from .dropout_gpt import GPTDropout
+from .norms_gpt import rms_norm
 
 # --------------------------------------------------------------------------------------------------------- norms
 
@@ -26,7 +27,7 @@ class GPTRMSNorm(nn.RMSNorm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise the last dimension; sums are in float32 whatever the precision."""
         weight = None if self.weight is None else self.weight.to(x.dtype)
-        return nn.functional.rms_norm(x, self.normalized_shape, weight, self.eps)
+        return rms_norm(x, weight, self.normalized_shape[-1], self.eps, self.training)
 
 
 class ZeroCenteredRMSNorm(GPTRMSNorm):
@@ -40,7 +41,7 @@ class ZeroCenteredRMSNorm(GPTRMSNorm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise the last dimension; the 1 is added in float32, where it rounds nothing away."""
         weight = None if self.weight is None else (self.weight.float() + 1).to(x.dtype)
-        return nn.functional.rms_norm(x, self.normalized_shape, weight, self.eps)
+        return rms_norm(x, weight, self.normalized_shape[-1], self.eps, self.training)
 
 
 NORMS: dict[str, Callable[..., nn.Module]] = {
