@@ -64,7 +64,7 @@ TASKS = {
     "insurance-en": Task("questions on insurance, en", "generate/insurance-en.yaml", "rougeL"),
     "headline-en": Task("headlines of news, en", "generate/headline-en.yaml", "rouge1"),
     "translate-en-fr": Task("translation en-fr, SmolLM2", "generate/translate-en-fr.yaml", "chrf"),
-    "translate-en-zh": Task("translation en-zh, small GPT", "generate/translate-en-zh.yaml", "bleu"),
+    "translate-en-zh": Task("translation en-zh, Gemma 3", "generate/translate-en-zh.yaml", "bleu"),
     "seq2seq-en-fr": Task("translation en-fr, encoder-decoder", "seq2seq/translate-en-fr.yaml", "chrf"),
     "seq2seq-en-zh": Task("translation en-zh, encoder-decoder", "seq2seq/translate-en-zh.yaml", "bleu"),
     "dialogue": Task("dialogue, en and zh", "finetune/smollm2-lora-dialogue.yaml", "chrf"),

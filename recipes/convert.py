@@ -49,6 +49,7 @@ class ConvertConfig:
         "qwen2",
         "qwen3",
         "gpt_oss",
+        "gemma3_text",
         "nanochat",
     ] = "gpt_finetune"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
