@@ -9,13 +9,12 @@ of some passes after a warm-up, and by how much the process grew at its peak. Wr
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 
 import torch
-from peers.forking import forked, seconds_of
+from peers.forking import forked, milliseconds
 from peers.measuring import Figures, arguments, in_turns, machine, medians, write
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -44,8 +43,7 @@ def one(way: str, rows: int, tokens: int, precision: str) -> Figures:
     def learn() -> None:
         attend(layer, *inputs, None, scaling=WIDTH**-0.5, dropout=dropout)[0].backward(slope)
 
-    learn()
-    return {"milliseconds": 1000 * statistics.median(seconds_of(learn) for _ in range(PASSES))}
+    return milliseconds(learn, PASSES)
 
 
 def main() -> None:

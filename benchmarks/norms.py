@@ -9,12 +9,11 @@ Writes `benchmarks/results/norms.json`.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from functools import partial
 
 import torch
-from peers.forking import forked, seconds_of
+from peers.forking import forked, milliseconds
 from peers.measuring import Figures, arguments, in_turns, machine, medians, write
 from torch import nn
 
@@ -44,8 +43,7 @@ def one(way: str, shape: tuple[int, ...], precision: str) -> Figures:
         x.grad = weight.grad = None  # adding up would count as the norm's
         WAYS[way](x, weight).backward(slope)
 
-    learn()
-    return {"milliseconds": 1000 * statistics.median(seconds_of(learn) for _ in range(PASSES))}
+    return milliseconds(learn, PASSES)
 
 
 def main() -> None:

@@ -205,6 +205,16 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["full_attention"] * 3,
         },
     ),
+    "gemma3-whole-heads": (
+        "Gemma3Text",
+        {
+            **GEMMA,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e3, "partial_rotary_factor": 0.5},
+                "full_attention": {"rope_type": "default", "rope_theta": 5e4},
+            },
+        },
+    ),
     "gemma3-one-rotation": (
         "Gemma3Text",
         {**GEMMA, "rope_parameters": dict.fromkeys(("sliding_attention", "full_attention"), LLAMA3_ROPE)},

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import shlex
+import statistics
 import sys
 from typing import Any
 
@@ -155,7 +156,11 @@ def test_figures_of_speed_are_those_measured(name):
     for precision in ("bfloat16", "float32"):
         found = [row["times_faster"] for name, row in result("dropout").items() if name.startswith(precision)]
         assert re.search(rf"{min(found):.1f} (to|到)\s{max(found):.1f} ", text)
-    norms = [row["times_faster"] for row in result("norms").values() if isinstance(row, dict)]
+    rows = [row for row in result("norms").values() if isinstance(row, dict)]
+    norms = [row["times_faster"] for row in rows]
+    shares = [row["ours"]["peak_mb"] / row["torch"]["peak_mb"] for row in rows]
+    assert round(statistics.median(shares), 1) == 0.6  # six tenths, says the text
+    assert re.search("in six tenths of the memory|内存为其六成", text)
     assert re.search(rf"{min(norms):.1f} (to|到)\s{max(norms):.1f} [^`]*\(`benchmarks/norms.py`\)", text)
     for way in ("int8", "int4"):
         rises = sorted(result("perplexity")["bfloat16"][way][f"change_{kind}"] for kind in ("prompt", "one_by_one"))

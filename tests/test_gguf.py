@@ -50,7 +50,7 @@ FILES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {
             **LLAMA,
             "num_hidden_layers": 6,
-            "head_dim": 16,
+            "head_dim": 256,
             "sliding_window": 4,
             "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 5e4}},
             "tie_word_embeddings": True,
@@ -236,6 +236,15 @@ def test_an_architecture_that_transformers_cannot_read(tmp_path):
 def test_scaled_positions_are_not_dropped_in_silence(tmp_path):
     write("llama", native("llama"), tmp_path / "x.gguf", rope_scaling_type="linear")
     with pytest.raises(InputError, match=r"gguf_file = .*rotary positions are scaled"):
+        GPTForCausalLM.from_pretrained(tmp_path, gguf_file="x.gguf")
+
+
+def test_a_scale_of_scores_that_no_file_says(tmp_path, monkeypatch):
+    """Gemma 3 27B has heads of 128 coordinates, and a scale of scores that transformers would not know of."""
+    _, architecture, fields = FILES["gemma3"]
+    monkeypatch.setitem(FILES, "gemma3", ("Gemma3Text", architecture, {**fields, "head_dim": 128}))
+    write("gemma3", native("gemma3"), tmp_path / "x.gguf")
+    with pytest.raises(InputError, match=r"gguf_file = .*head_dim is 128, and .* for 256 only"):
         GPTForCausalLM.from_pretrained(tmp_path, gguf_file="x.gguf")
 
 

@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from support import POEM, ROOT, load_recipe
+from support import POEM, ROOT, load_recipe, put_wheel
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from gpt_finetune import GPTForCausalLM, export_native
@@ -45,12 +44,7 @@ def wheels(tmp_path, monkeypatch) -> Callable[..., None]:
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
 
     def make(content: bytes, build: Callable[[Path, Path], None] = copy, needs: str | None = None) -> None:
-        info = "tiny_wheel-1.0.dist-info"
-        with zipfile.ZipFile(folder / "tiny_wheel-1.0-py3-none-any.whl", "w") as wheel:
-            wheel.writestr("tiny_wheel/assets/file.bin", content)
-            wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-wheel\nVersion: 1.0\n")
-            wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-            wheel.writestr(f"{info}/RECORD", "")
+        put_wheel(folder, "tiny_wheel", {"tiny_wheel/assets/file.bin": content})
         package = Package("tiny-wheel", "1.0", "tiny_wheel/assets/file.bin", "nothing", "MIT", build, needs=needs)
         monkeypatch.setitem(PACKAGES, "tiny", package)
 

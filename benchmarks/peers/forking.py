@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import time
 import traceback
 from collections.abc import Callable
@@ -44,6 +45,12 @@ def forked(measure: Callable[[], Figures]) -> Figures:
     if status:
         raise Failed(f"its process ended with status {status}")
     return json.loads(said)
+
+
+def milliseconds(act: Callable[[], object], passes: int) -> Figures:
+    """Return the median of some passes behind a warm-up."""
+    act()
+    return {"milliseconds": 1000 * statistics.median(seconds_of(act) for _ in range(passes))}
 
 
 def beyond_now(measure: Callable[[], Figures]) -> Figures:

@@ -22,6 +22,8 @@ _SIZES = {
     "intermediate_size": "feed_forward_length",
     "head_dim": "attention.key_length",
 }
+# Their field -> its only value with which all is right that the file does not say: Gemma's scale of scores, here.
+_ASSUMED = {"gemma3_text": {"head_dim": 256}}
 _REMEDY = "Use the checkpoint that it was made from"
 
 
@@ -59,6 +61,12 @@ def config_from_gguf(file: str) -> PreTrainedConfig:
         if ours in dialect.fields and (size := metadata.get(f"{prefix}.{key}")) is not None:
             content[dialect.fields[ours]] = size
     config = AutoConfig.for_model(**content)
+    for field, value in _ASSUMED.get(config.model_type, {}).items():
+        if (found := getattr(config, field)) != value:
+            problem = (
+                f"{field} is {found}, and what follows from it is known for {value} only: the file does not say it"
+            )
+            raise InputError("gguf_file", file, problem, _REMEDY)
     scaled = metadata.get(f"{prefix}.rope.scaling.type", "none") != "none" or any(
         name.startswith("rope_f") for name in tensors
     )  # rope_freqs, rope_factors_long, …

@@ -304,9 +304,10 @@ class GPTConfig(PreTrainedConfig):
 
     def _position_rules(self) -> Iterator[tuple[bool, str]]:
         kind = self.position_embedding_type
-        missing = sorted(set(self.layer_types) - self.rotations.keys())
+        named = {"full_attention", "sliding_attention"} & (self.rope_parameters or {}).keys()
+        missing = sorted(set(self.layer_types) - named)
         yield (
-            not missing or self.rotations.keys() <= {"all"},
+            not (named and missing),
             f"rope_parameters={self.rope_parameters} says nothing of {', '.join(missing)} layers: name them, too",
         )
         for rotation in self.rotations.values():

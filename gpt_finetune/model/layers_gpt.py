@@ -24,10 +24,13 @@ class GPTRMSNorm(nn.RMSNorm):
     Weights of another one, as under autocast, would widen the result, and the fused kernels refuse them.
     """
 
+    def factors(self, dtype: torch.dtype) -> torch.Tensor | None:
+        """Return what each coordinate is multiplied by, (D,); None is 1."""
+        return None if self.weight is None else self.weight.to(dtype)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise the last dimension; sums are in float32 whatever the precision."""
-        weight = None if self.weight is None else self.weight.to(x.dtype)
-        return rms_norm(x, weight, self.normalized_shape[-1], self.eps, self.training)
+        return rms_norm(x, self.factors(x.dtype), self.normalized_shape[-1], self.eps, self.training)
 
 
 class ZeroCenteredRMSNorm(GPTRMSNorm):
@@ -38,10 +41,9 @@ class ZeroCenteredRMSNorm(GPTRMSNorm):
         if self.weight is not None:
             init.zeros_(self.weight)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise the last dimension; the 1 is added in float32, where it rounds nothing away."""
-        weight = None if self.weight is None else (self.weight.float() + 1).to(x.dtype)
-        return rms_norm(x, weight, self.normalized_shape[-1], self.eps, self.training)
+    def factors(self, dtype: torch.dtype) -> torch.Tensor | None:
+        """Add the 1 in float32, where it rounds nothing away."""
+        return None if self.weight is None else (self.weight.float() + 1).to(dtype)
 
 
 NORMS: dict[str, Callable[..., nn.Module]] = {

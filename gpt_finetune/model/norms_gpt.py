@@ -33,9 +33,8 @@ class _RMSNorm(torch.autograd.Function):
         scale = norms.square_().div_(size).add_(ctx.eps).rsqrt_()
         by_x = by_weight = None
         if ctx.needs_input_grad[0]:
-            none, mask = torch.zeros_like(scale), [True, False, False]
-            layer_norm_backward = torch.ops.aten.native_layer_norm_backward
-            by_x = layer_norm_backward(slopes, rows, [size], none, scale, weight.float(), None, mask)[0]
+            derive, wanted = torch.ops.aten.native_layer_norm_backward, [True, False, False]
+            by_x = derive(slopes, rows, [size], 0 * scale, scale, weight.float(), None, wanted)[0]
             taken = torch.mv(slopes, weight).float().div_(size).unsqueeze_(1).mul_(scale)
             by_x = by_x.add_(taken.to(by_x.dtype)).view(x.shape)
         if ctx.needs_input_grad[1]:

@@ -41,6 +41,10 @@ BROKEN = [
         {**ROTARY, **SLIDING, "rope_parameters": {"full_attention": {"rope_type": "default"}}},
         "says nothing of sliding_attention layers",
     ),
+    (
+        {**ROTARY, "rope_parameters": {"sliding_attention": {"rope_type": "default"}}},
+        "nothing of full_attention layers",
+    ),
     ({"position_embedding_type": "sinusoidal", "hidden_size": 15, "num_attention_heads": 3}, "hidden_size=15 is odd"),
     ({**ROTARY, "position_offset": 2}, "position_offset=2 with position_embedding_type='rotary'"),
     ({"num_key_value_heads": 5}, "num_attention_heads=12 is not divisible by num_key_value_heads=5"),

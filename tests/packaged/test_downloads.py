@@ -7,11 +7,10 @@ import os
 import subprocess
 import sys
 import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
-from support import ROOT
+from support import ROOT, put_wheel
 
 from gpt_finetune.config import parse
 from gpt_finetune.errors import InputError
@@ -69,19 +68,6 @@ def test_an_sdist_is_unpacked_and_not_run(world, tmp_path, monkeypatch, project)
     enter(monkeypatch, kind="sdist", file="tiny/", only=("a.txt", "below/b.txt"), build=copy_all)
     assert left(fetch("tiny")) == {"a.txt": b"a", "below+b.txt": b"b"}
     assert not (tmp_path / "ran").exists()
-
-
-def put_wheel(folder: Path, name: str, members: dict[str, bytes]) -> None:
-    """Write a wheel of version 1.0 that pip accepts."""
-    info = f"{name}-1.0.dist-info"
-    said = {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n".encode(),
-        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: us\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/RECORD": b"",
-    }
-    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as made:
-        for path, content in {**members, **said}.items():
-            made.writestr(path, content)
 
 
 def test_a_file_in_parts_arrives_whole(world, monkeypatch):

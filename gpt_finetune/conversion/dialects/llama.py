@@ -34,12 +34,16 @@ _CONSTANTS = {
 _ACTIVATIONS = {"hidden_act": ACTIVATIONS}
 
 
-def _whole_heads(config: Any) -> dict[str, Any]:
+def _whole(rotation: dict[str, Any]) -> dict[str, Any]:
     """These turn whole heads, whatever `partial_rotary_factor` says."""
-    rope = dict(config.rope_parameters)
+    rope = dict(rotation)
     if rope["rope_type"] != "proportional":  # there it does not mean how many coordinates turn
         rope.pop("partial_rotary_factor", None)
-    return {"rope_parameters": rope}
+    return rope
+
+
+def _whole_heads(config: Any) -> dict[str, Any]:
+    return {"rope_parameters": _whole(config.rope_parameters)}
 
 
 def _read_head_dim(config: Any) -> dict[str, Any]:
@@ -75,7 +79,7 @@ def _write_use_of_window(config: Any) -> dict[str, Any]:
 
 def _read_rotations(config: Any) -> dict[str, Any]:
     """Of each layer type that occurs; what all turn by is said once."""
-    found = {kind: config.rope_parameters[kind] for kind in dict.fromkeys(config.layer_types)}
+    found = {kind: _whole(config.rope_parameters[kind]) for kind in dict.fromkeys(config.layer_types)}
     first = next(iter(found.values()))
     return {"rope_parameters": first if all(rope == first for rope in found.values()) else found}
 
