@@ -9,7 +9,7 @@ import pytest
 
 from gpt_finetune.errors import InputError
 from gpt_finetune.report import read_run, redact, summary, write_curves, write_report
-from gpt_finetune.report.curves import panels_of, running_mean
+from gpt_finetune.report.curves import _draw_baselines, panels_of, running_mean
 from gpt_finetune.report.redaction import HIDDEN
 
 TOKEN = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz01234567"
@@ -129,6 +129,17 @@ class Page(HTMLParser):
 
 def page(folder: Path) -> Page:
     return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("figure", "side"), [(0.88, "top"), (0.6, "bottom")])
+def test_a_baselines_name_does_not_hide_the_figure_just_above_it(figure: float, side: str) -> None:
+    from matplotlib.figure import Figure
+
+    axis = Figure().subplots()
+    axis.plot([240], [figure], marker="o")
+    _draw_baselines(axis, {"TF-IDF": 0.85, "majority": 0.5})
+    first, _ = axis.texts
+    assert (first.get_text(), first.get_verticalalignment()) == ("TF-IDF  0.850", side)
 
 
 def test_page_leads_with_the_figure_beside_its_baselines(whole: Path) -> None:

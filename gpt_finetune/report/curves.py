@@ -187,13 +187,16 @@ def running_mean(values: list[float]) -> list[float]:
 
 
 def _draw_baselines(axis: Axes, baselines: dict[str, float]) -> None:
-    """Draw each baseline with its name at the right end; below the line when the next one above is close."""
-    values = sorted(baselines.values())
-    for value in values:
+    """Draw each baseline with its name at the right end; below the line when something is close above it."""
+    import numpy as np
+
+    ends = [end for line in axis.lines for end in np.asarray(line.get_ydata(), dtype=float)[-1:]]  # of the curves
+    others = [*baselines.values(), *ends]
+    for value in baselines.values():
         axis.axhline(value, color=COLOURS["baseline"], linewidth=1, linestyle=(0, (4, 3)))
     bottom, top = axis.get_ylim()
     for name, value in baselines.items():
-        crowded = any(0 < other - value < 0.1 * (top - bottom) for other in values)
+        crowded = any(0 < other - value < 0.1 * (top - bottom) for other in others)
         axis.annotate(
             f"{name}  {value:.3f}",
             (1, value),
