@@ -26,7 +26,7 @@ bench: data .venv-litgpt/ready  ## Short forms of all benchmarks, turn by turn w
 	PYTHONPATH=. $(BIN)/python benchmarks/table.py --results runs/bench --page runs/bench/benchmarks.md
 
 test: models  ## All tests that fit the gate
-	$(BIN)/python -m pytest -m "not long" --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -m "not long" --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test-long: models  ## The long proofs that the gate leaves out: many kills, whole matrices
 	$(BIN)/python -m pytest -m long

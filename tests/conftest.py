@@ -17,6 +17,12 @@ import pytest
 from support import ARCHITECTURES, POEM, load_recipe
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with slow tests first, so that no process is left with one of them when the others are done."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> Iterator[None]:
     """Seed torch before each test, where torch is in use at all."""
@@ -24,6 +30,23 @@ def seeded() -> Iterator[None]:
 
     torch.manual_seed(0)
     yield
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the pictures out of reports that a test makes by the way: matplotlib takes longer than a tiny run.
+
+    They are drawn in what fixtures of a module or session make, in other processes, and in tests marked `drawn`.
+    """
+    if "drawn" in request.keywords:
+        return
+    from PIL import Image
+
+    from gpt_finetune.report import page, tasks
+
+    monkeypatch.setattr(page, "write_curves", lambda folder: Image.new("1", (1, 1)).save(folder / "curves.png"))
+    monkeypatch.setattr(page, "svg_panels", lambda run: [])
+    monkeypatch.setattr(tasks, "_pictures", lambda task: [])
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from gpt_finetune.report import read_run, redact, summary, write_curves, write_r
 from gpt_finetune.report.curves import _draw_baselines, panels_of, running_mean
 from gpt_finetune.report.redaction import HIDDEN
 
+pytestmark = pytest.mark.drawn
+
 TOKEN = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz01234567"
 SAMPLES = [
     {"step": 1000, "prompt": "ROMEO:", "text": "\n  early\n", "seed": 0, "temperature": 0.8},

@@ -14,6 +14,8 @@ from gpt_finetune.report import read_run, summary, write_report
 from gpt_finetune.report.curves import panels_of
 from gpt_finetune.report.page import questions
 
+pytestmark = pytest.mark.drawn
+
 FIRST = {"loss": 3.0, "perplexity": 20.1, "chrf": 12.0, "bleu": 0.0, "exact_match": 0.0, "stop_rate": 0.25}
 LAST = {"loss": 2.0, "perplexity": 7.4, "chrf": 48.25, "bleu": 20.5, "exact_match": 0.5, "stop_rate": 1.0}
 ROWS = [

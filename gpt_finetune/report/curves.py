@@ -32,6 +32,10 @@ COLOURS = {
     "eval": "#c2562d",
     "baseline": "#8a7f6f",
 }
+# Around a panel's axes, in inches: room for labels. To measure them takes matplotlib longer than to draw them.
+_LEFT, _RIGHT, _BOTTOM, _TOP = 0.78, 0.16, 0.5, 0.38
+_SECOND_TOP, _SECOND_RIGHT = 0.22, 0.54  # what a second axis takes there
+WIDTH, HEIGHT = 4.4, 2.9  # of a panel with its labels
 _CJK_FONTS = ("Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", "WenQuanYi Micro Hei", "Source Han Sans SC")
 
 
@@ -99,16 +103,17 @@ def write_curves(run_dir: Path) -> Path:
     path = run.directory / "curves.png"
     with style():
         from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
 
         panels = panels_of(run)
         columns = min(3, len(panels)) if len(panels) != 4 else 2
         rows = -(-len(panels) // max(columns, 1))
-        size = (4.4 * max(columns, 1.5), 3.1 * max(rows, 0.5) + 0.5)
-        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
-        figure.suptitle(run.name if panels else f"{run.name}: nothing logged yet", fontsize=14, fontweight="bold")
-        for place, panel in enumerate(panels, start=1):
-            draw(figure.add_subplot(rows, columns, place), panel, run)
+        size = (WIDTH * max(columns, 1.5), HEIGHT * rows + 0.55)
+        figure = Figure(figsize=size)
+        name = run.name if panels else f"{run.name}: nothing logged yet"
+        figure.suptitle(name, y=1 - 0.14 / size[1], fontsize=14, fontweight="bold")
+        for place, panel in enumerate(panels):
+            corner = (place % columns * WIDTH, HEIGHT * (rows - 1 - place // columns))
+            draw(add_axes(figure, corner), panel, run)
         figure.savefig(path, dpi=160)
     return path
 
@@ -119,6 +124,39 @@ def panels_of(run: Run) -> list[Panel]:
     panels = [*PANELS, *(Panel(key, f"Watched: {key.removesuffix(WATCHED)}", "bits per byte") for key in watched)]
     shown = [panel for panel in panels if any(run.series(panel.key, split)[0] for split in ("train", "eval"))]
     return [panel for panel in shown if panel.key != "mfu" or _mfu_per_token_rate(run) is None]
+
+
+def add_axes(figure: Figure, corner: tuple[float, float] = (0, 0), height: float = HEIGHT) -> Axes:
+    """Return axes with room for labels around them.
+
+    Args:
+        figure: Which the panel is on.
+        corner: The panel's lower left one, in inches.
+        height: The panel's, in inches.
+    """
+    wide, high = figure.get_size_inches()
+    room = (corner[0] + _LEFT, corner[1] + _BOTTOM, WIDTH - _LEFT - _RIGHT, height - _BOTTOM - _TOP)
+    return figure.add_axes((room[0] / wide, room[1] / high, room[2] / wide, room[3] / high))
+
+
+def _make_room(axis: Axes, top: float = 0, right: float = 0) -> None:
+    """Give up so many inches of a panel's axes for what stands around them."""
+    figure = axis.get_figure(root=True)
+    assert figure is not None
+    wide, high = figure.get_size_inches()
+    place = axis.get_position()
+    axis.set_position((place.x0, place.y0, place.width - right / wide, place.height - top / high))
+
+
+def set_title(axis: Axes, title: str, pad: float = 10) -> None:
+    """Write a panel's title, at a place that need not be looked for.
+
+    Args:
+        axis: The panel's.
+        title: What it is.
+        pad: Points between the axes and the title.
+    """
+    axis.set_title(title, loc="left", y=1, pad=pad, fontsize=11, fontweight="bold", color=COLOURS["ink"])
 
 
 def draw(axis: Axes, panel: Panel, run: Run) -> None:
@@ -149,21 +187,22 @@ def draw(axis: Axes, panel: Panel, run: Run) -> None:
     if panel.baselines:
         _draw_baselines(axis, {name: them[panel.key] for name, them in run.baselines.items() if panel.key in them})
 
-    axis.set_title(panel.title, loc="left", fontsize=11, fontweight="bold", color=COLOURS["ink"])
     axis.set_ylabel(run.loss_unit if panel.key == "loss" else panel.unit)
     axis.set_xlabel("step")
     axis.yaxis.set_major_formatter(FuncFormatter(_percent if panel.key in PERCENT else _tick))
     axis.xaxis.set_major_formatter(FuncFormatter(_tick))
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axis.margins(x=0.02)
-    if panel.tokens:
-        _add_token_axis(axis, run)
+    on_top = panel.tokens and _add_token_axis(axis, run)
+    _make_room(axis, top=_SECOND_TOP if on_top else 0)
+    set_title(axis, panel.title, pad=10 + 72 * _SECOND_TOP if on_top else 10)
     if panel.key == "tokens_per_second" and (rate := _mfu_per_token_rate(run)):
         right = axis.twinx()
         right.set_ylim(0, axis.get_ylim()[1] * rate)
         right.grid(False)
         right.yaxis.set_major_formatter(FuncFormatter(_percent))
         right.set_ylabel("FLOPs utilisation")
+        _make_room(axis, right=_SECOND_RIGHT)
     if panel.legend and len(axis.get_legend_handles_labels()[0]) > 1:
         axis.legend(loc="upper right", labelcolor=COLOURS["muted"])
 
@@ -210,21 +249,22 @@ def _draw_baselines(axis: Axes, baselines: dict[str, float]) -> None:
         )
 
 
-def _add_token_axis(axis: Axes, run: Run) -> None:
-    """Mark the tokens seen along the top; batch sizes may vary, so marks need not lie evenly."""
+def _add_token_axis(axis: Axes, run: Run) -> bool:
+    """Mark the tokens seen along the top, if they are known; batch sizes may vary, so marks need not lie evenly."""
     from matplotlib.ticker import MaxNLocator
 
     seen = {record["step"]: number(record.get("tokens")) for record in run.metrics}
     points = [(step, total) for step, total in seen.items() if total is not None]
     steps, tokens = [step for step, _ in points], [total for _, total in points]
     if len(steps) < 2 or any(later <= earlier for earlier, later in itertools.pairwise(tokens)):
-        return
+        return False
     marks = [mark for mark in MaxNLocator(4).tick_values(tokens[0], tokens[-1]) if tokens[0] <= mark <= tokens[-1]]
     top = axis.twiny()
     top.set_xlim(axis.get_xlim())
     labels = [count(mark) for mark in marks[:-1]] + [f"{count(mark)} tokens" for mark in marks[-1:]]
     top.set_xticks([_interpolate(mark, tokens, steps) for mark in marks], labels, fontsize=8)
     top.grid(False)
+    return True
 
 
 def _interpolate(x: float, xs: list[float], ys: list[float]) -> float:
@@ -247,8 +287,8 @@ def _mfu_per_token_rate(run: Run) -> float | None:
 def _draw_svg(panel: Panel, run: Run) -> str:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.4, 2.8), layout="constrained")
-    draw(figure.subplots(), panel, run)
+    figure = Figure(figsize=(WIDTH, HEIGHT))
+    draw(add_axes(figure), panel, run)
     return to_svg(figure, panel.key, panel.title)
 
 

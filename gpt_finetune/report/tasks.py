@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gpt_finetune.report import summary
-from gpt_finetune.report.curves import COLOURS, style, to_svg
+from gpt_finetune.report.curves import COLOURS, HEIGHT, WIDTH, add_axes, set_title, style, to_svg
 from gpt_finetune.report.folder import Record, Run, number
 
 if TYPE_CHECKING:
@@ -136,14 +136,15 @@ def _pictures(task: Record) -> list[str]:
     from matplotlib.figure import Figure
 
     drawn = []
-    for key, (title, height, draw) in PICTURES.items():
+    for key, picture in PICTURES.items():
         if task.get(key):
             with style():
-                figure = Figure(figsize=(4.4, height), layout="constrained")
-                axis = figure.subplots()
-                axis.set_title(title, loc="left", fontsize=11, fontweight="bold", color=COLOURS["ink"])
-                draw(axis, task)
-                drawn.append(to_svg(figure, key, title))
+                size = (WIDTH, picture.height)
+                figure = Figure(figsize=size, layout="constrained" if picture.named else None)
+                axis = figure.subplots() if picture.named else add_axes(figure, height=picture.height)
+                set_title(axis, picture.title)
+                picture.draw(axis, task)
+                drawn.append(to_svg(figure, key, picture.title))
     return drawn
 
 
@@ -210,11 +211,28 @@ def _draw_lengths(axis: Axes, task: Record) -> None:
     axis.legend(loc="upper right", labelcolor=COLOURS["muted"])
 
 
-# part of the section -> (title, inches high, how to draw it)
-PICTURES: dict[str, tuple[str, float, Callable[[Axes, Record], None]]] = {
-    "confusion": ("Confusion", 4.0, _draw_confusion),
-    "calibration": ("Calibration", 2.8, _draw_calibration),
-    "lengths": ("Lengths", 2.8, _draw_lengths),
+@dataclass(frozen=True)
+class Picture:
+    """How to draw one part of the section.
+
+    Args:
+        title: What it shows.
+        draw: Draws it, given axes and the section.
+        height: With its labels, in inches.
+        named: Names of the user's stand at the axes, so that the room for them is measured.
+    """
+
+    title: str
+    draw: Callable[[Axes, Record], None]
+    height: float = HEIGHT
+    named: bool = False
+
+
+# by part of the section
+PICTURES: dict[str, Picture] = {
+    "confusion": Picture("Confusion", _draw_confusion, height=4.0, named=True),
+    "calibration": Picture("Calibration", _draw_calibration),
+    "lengths": Picture("Lengths", _draw_lengths),
 }
 
 

@@ -212,6 +212,7 @@ def test_an_adapter_of_a_classifier_refuses_another_base(base, begin, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.drawn
 def test_several_labels(begin, tmp_path):
     from transformers import pipeline
 
@@ -225,6 +226,7 @@ def test_several_labels(begin, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.drawn
 def test_numbers(begin, tmp_path):
     from transformers import pipeline
 
@@ -262,6 +264,7 @@ def test_resuming_ends_where_the_straight_run_does(begin, tmp_path):
     assert resumed["eval_loss"] == pytest.approx(straight["eval_loss"], rel=1e-5)
 
 
+@pytest.mark.drawn
 def test_folds_are_one_command_that_goes_on_where_it_was_killed(begin, tmp_path):
     output = tmp_path / "run"
     more = ["folds=2", "train.max_steps=6", "train.save_steps=3", "train.eval_steps=null"]

@@ -144,6 +144,7 @@ def ask(finished, rows, tmp_path):
     return run_it
 
 
+@pytest.mark.drawn
 def test_what_a_run_leaves(ask, rows):
     from gpt_finetune.data.tokenizer import load_tokenizer
     from gpt_finetune.tasks.classification import prepare_task
