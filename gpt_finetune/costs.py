@@ -249,6 +249,8 @@ def activations_by_part(config: PreTrainedConfig, width: int, stream_width: int)
         mlp = config.num_experts_per_tok * (mlp + 2 * hidden)  # each expert's own input and output, too
     attention = heads * (3 if config.qk_norm else 2)
     layer = 2 * hidden * stream_width + (2 * hidden + attention + mlp) * width
+    if config.block_type == "sandwich_norm":
+        layer += 2 * hidden * width  # what the norms behind attention and MLP get
     if config.add_cross_attention:
         layer += hidden * stream_width + (hidden + attention) * width
     return layer, 2 * hidden * (stream_width + width)
