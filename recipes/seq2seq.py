@@ -21,7 +21,7 @@ from gpt_finetune.config import run
 from gpt_finetune.data.config import TokenizerConfig
 from gpt_finetune.errors import InputError
 from gpt_finetune.tasks.generation import CompareConfig
-from gpt_finetune.tasks.seq2seq_config import Seq2SeqDataConfig, WriteConfig
+from gpt_finetune.tasks.seq2seq_config import AlignConfig, Seq2SeqDataConfig, WriteConfig
 from gpt_finetune.training.arguments import TrainConfig, custom_optimizer, training_arguments
 from gpt_finetune.training.run import Run
 
@@ -39,6 +39,7 @@ class Seq2SeqConfig:
         tokenizer: Of both halves: an existing one, or how to train one on the pairs.
         data: The pairs.
         adapt: What of a finished encoder-decoder learns; the cross-attention's layers are among those to adapt.
+        align: Whether a head of the decoder is told where to look.
         train: The training.
         write: What is written of held-out sources at each evaluation.
         compare: Beside what it is put at the end.
@@ -51,6 +52,7 @@ class Seq2SeqConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: Seq2SeqDataConfig = field(default_factory=Seq2SeqDataConfig)
     adapt: AdaptConfig = field(default_factory=lambda: AdaptConfig(method="full"))
+    align: AlignConfig = field(default_factory=AlignConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     write: WriteConfig = field(default_factory=WriteConfig)
     compare: CompareConfig = field(default_factory=lambda: CompareConfig(["copy", "dictionary"]))
@@ -68,7 +70,7 @@ def check(config: Seq2SeqConfig) -> None:
     from gpt_finetune.tasks.seq2seq_model import check_adapt, check_model
 
     check_adapt(config.adapt, config.model)
-    check_model(config.model, config.data.lengths)
+    config.align.validate(check_model(config.model, config.data.lengths)[1].num_hidden_layers, config.train)
 
 
 def main(config: Seq2SeqConfig) -> dict[str, float]:
@@ -81,6 +83,7 @@ def main(config: Seq2SeqConfig) -> dict[str, float]:
         from transformers import set_seed
 
         from gpt_finetune.adaptation.methods import adapt
+        from gpt_finetune.tasks.alignment import guided_loss
         from gpt_finetune.tasks.scratch import NEW, base_facts
         from gpt_finetune.tasks.seq2seq_model import build_pair
         from gpt_finetune.tasks.seq2seq_training import WritingTrainer, judge
@@ -90,13 +93,15 @@ def main(config: Seq2SeqConfig) -> dict[str, float]:
         set_seed(config.train.seed)
         model = build_pair(config.model, config.data.lengths, data.tokenizer, data.start_id)
         facts = base_facts(config.model.from_pretrained or f"{NEW}{config.model.preset}", model, config.adapt)
+        model = adapt(model, config.adapt, bf16=arguments.bf16)
         trainer = WritingTrainer(
-            model=adapt(model, config.adapt, bf16=arguments.bf16),
+            model=model,
             args=arguments,
             train_dataset=data.train,
             eval_dataset=data.validation,
             data_collator=data.collate,
             processing_class=data.tokenizer,
+            compute_loss_func=guided_loss(config.align, model, data, arguments.label_smoothing_factor),
             callbacks=launched.callbacks(),
             optimizer_cls_and_kwargs=custom_optimizer(config.train, arguments),
             prompts=data.prompts,

@@ -133,19 +133,42 @@ def learn_dictionary(train: Sequence[Pair]) -> dict[str, str]:
     if not owners:
         return {}
     given, wanted = np.concatenate(links, axis=1)
-    place = np.concatenate(owners)
-    keys, entry = np.unique(given * len(numbers[1]) + wanted, return_inverse=True)
+    keys, odds = count_links(given * len(numbers[1]) + wanted, np.concatenate(owners), len(numbers[1]), ROUNDS)
     word = keys // len(numbers[1])
-    odds: np.ndarray = np.ones(len(keys))
-    for _ in range(ROUNDS):
-        weight = odds[entry]  # of each possible link: its share in what explains its target word
-        weight = weight / np.bincount(place, weight)[place]
-        odds = np.bincount(entry, weight, len(keys))
-        odds = odds / np.bincount(word, odds)[word]
     order = np.lexsort((odds, word))
     last = order[np.append(np.diff(word[order]) > 0, True)]
     names = [list(known) for known in numbers]
     return {names[0][word[i]]: names[1][keys[i] % len(names[1])] for i in last if word[i]}
+
+
+def count_links(
+    links: np.ndarray, owners: np.ndarray, size: int, rounds: int, prior: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Learn IBM model 1 by expectation maximisation: how likely each source word becomes each target word.
+
+    Brown et al. 1993, The Mathematics of Statistical Machine Translation, J93-2003, section 4.2.
+
+    Args:
+        links: Each possible link between words of a pair, as number of the source word x `size` + that of the target's.
+        owners: Of each link, which target word it would explain, counted through the corpus.
+        size: How many target words there are.
+        rounds: Of counting.
+        prior: Of each link, how likely it is by where its words stand (Dyer et al. 2013, N13-1073); None means equally.
+
+    Returns:
+        The different links, in order, and the probability of each link's target word given its source word.
+    """
+    keys, entry = np.unique(links, return_inverse=True)
+    word = keys // size
+    odds: np.ndarray = np.ones(len(keys))
+    for _ in range(rounds):
+        weight = odds[entry]  # of each possible link: its share in what explains its target word
+        if prior is not None:
+            weight = weight * prior
+        weight = weight / np.bincount(owners, weight)[owners]
+        odds = np.bincount(entry, weight, len(keys))
+        odds = odds / np.bincount(word, odds)[word]
+    return keys, odds
 
 
 def pattern(train: Sequence[Pair], sources: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gpt_finetune.errors import InputError
 from gpt_finetune.tasks.config import TaskDataConfig
-from gpt_finetune.training.arguments import AnswerConfig
+from gpt_finetune.training.arguments import AnswerConfig, TrainConfig
 
 
 @dataclass
@@ -48,6 +48,46 @@ class Seq2SeqDataConfig(TaskDataConfig):
         if self.source_column == self.target_column:
             problem = "source and target cannot be one column"
             raise InputError(f"{prefix}.target_column", self.target_column, problem, "Name another")
+
+
+@dataclass
+class AlignConfig:
+    """Whether one head of the decoder's cross-attention is told where to look while it learns.
+
+    Which source token a target token translates is counted over the training pairs (IBM model 1). From scratch on few
+    pairs it saves most of the steps; a text that says something else than its source is nothing to count.
+
+    Args:
+        weight: Of the head's cross-entropy beside the loss, in training; 0 leaves it out, 1 is usual.
+        layer: Whose first head, from 0; null means that of the last layer but one.
+    """
+
+    weight: float = 0.0
+    layer: int | None = None
+
+    def layer_of(self, layers: int) -> int:
+        """Return which of a decoder's layers it is."""
+        return max(0, layers - 2) if self.layer is None else self.layer
+
+    def validate(self, layers: int, train: TrainConfig) -> None:
+        """Check every field; costs nothing.
+
+        Args:
+            layers: Of the decoder.
+            train: The training section.
+
+        Raises:
+            InputError: A field cannot be used.
+        """
+        if self.weight < 0:
+            raise InputError("align.weight", self.weight, "it is below 0", "Give 0 or more")
+        if self.layer is not None and not 0 <= self.layer < layers:
+            remedy = f"Give one from 0 to {layers - 1}, or null"
+            raise InputError("align.layer", self.layer, f"the decoder has {layers} layers", remedy)
+        for name in ("gradient_checkpointing", "compile") if self.weight else ():
+            if getattr(train, name):
+                problem = "it hides where the head looks from align.weight"
+                raise InputError(f"train.{name}", True, problem, "Leave out one of the two")
 
 
 @dataclass

@@ -122,7 +122,7 @@ def test_three_lines_translate(translator, kind):
 def test_resuming_ends_where_the_straight_run_does(begin, tmp_path):
     import shutil
 
-    more = ["train.max_steps=20", "train.save_steps=8", "compare.baselines=[]", "write.num_beams=2"]
+    more = ["train.max_steps=20", "train.save_steps=8", "compare.baselines=[]", "write.num_beams=2", "align.weight=1"]
     straight = begin(tmp_path / "run", *more)
     shutil.rmtree(tmp_path / "run" / "checkpoint-20")
     resumed = begin(tmp_path / "run", *more, "--resume")
