@@ -58,7 +58,8 @@ class AlignConfig:
     pairs it saves most of the steps; a text that says something else than its source is nothing to count.
 
     Args:
-        weight: Of the head's cross-entropy beside the loss, in training; 0 leaves it out, 1 is usual.
+        weight: Of the head's cross-entropy beside the loss; 0 leaves it out, 1 is usual. Training's loss then contains
+            it, that of evaluation never does.
         layer: Whose first head, from 0; null means that of the last layer but one.
     """
 

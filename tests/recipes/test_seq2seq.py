@@ -217,6 +217,8 @@ def test_it_does_not_go_on_with_a_text(translator):
         (["data.target_column=en"], r"data\.target_column = 'en': source and target cannot be one column"),
         (["data.source_column=eng"], r"phrases\.jsonl:1.*no column 'eng'.*Did you mean 'en'"),
         (["model.overrides={block_type: parallel}"], r"add_cross_attention=True with block_type='parallel'"),
+        (["align.layer=1"], r"align\.layer = 1: the decoder has 1 layers\. Give one from 0 to 0, or null"),
+        (["align.weight=1", "train.compile=true"], r"train\.compile = True: it hides where the head looks"),
         (["write.max_prompts=0"], r"write\.max_prompts = 0"),
         (["write.num_beams=0"], r"write\.num_beams = 0: it must be at least 1"),
         (["compare.baselines=[copie]"], r"compare\.baselines = 'copie'.*'copy'"),
