@@ -107,7 +107,7 @@ def write_curves(run_dir: Path) -> Path:
         panels = panels_of(run)
         columns = min(3, len(panels)) if len(panels) != 4 else 2
         rows = -(-len(panels) // max(columns, 1))
-        size = (WIDTH * max(columns, 1.5), HEIGHT * rows + 0.55)
+        size = (WIDTH * (columns or 1.5), HEIGHT * rows + 0.55)
         figure = Figure(figsize=size)
         name = run.name if panels else f"{run.name}: nothing logged yet"
         figure.suptitle(name, y=1 - 0.14 / size[1], fontsize=14, fontweight="bold")
