@@ -193,9 +193,9 @@ def draw(axis: Axes, panel: Panel, run: Run) -> None:
     axis.xaxis.set_major_formatter(FuncFormatter(_tick))
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axis.margins(x=0.02)
-    on_top = panel.tokens and _add_token_axis(axis, run)
-    _make_room(axis, top=_SECOND_TOP if on_top else 0)
-    set_title(axis, panel.title, pad=10 + 72 * _SECOND_TOP if on_top else 10)
+    top = _SECOND_TOP if panel.tokens and _add_token_axis(axis, run) else 0
+    _make_room(axis, top=top)
+    set_title(axis, panel.title, pad=10 + 72 * top)
     if panel.key == "tokens_per_second" and (rate := _mfu_per_token_rate(run)):
         right = axis.twinx()
         right.set_ylim(0, axis.get_ylim()[1] * rate)

@@ -64,8 +64,8 @@ class Alignment:
             total += len(given) * len(wanted)
             links.append((given * size + wanted[:, None]).ravel())
             owners.append(np.repeat(np.arange(words, words + len(wanted)), len(given)))
-            places = (np.arange(len(side)) / len(side) for side in (wanted, given))
-            prior.append(np.exp(-TENSION * np.abs(np.subtract.outer(*places))).ravel())
+            there, here = (torch.arange(len(side), dtype=torch.float64) / len(side) for side in (wanted, given))
+            prior.append(_nearness(there, here).flatten().numpy())
             words += len(wanted)
         log.info("Counting which token translates which: %d of %d pairs, %d rounds.", len(links), len(sources), ROUNDS)
         keys, odds = count_links(np.concatenate(links), np.concatenate(owners), size, ROUNDS, np.concatenate(prior))
@@ -93,10 +93,15 @@ class Alignment:
             torch.arange(row.shape[1], device=ids.device) / end[:, None]
             for row, end in zip((labels, ids), ends, strict=True)
         )
-        shares = odds * torch.exp(-TENSION * (there[:, :, None] - here[:, None, :]).abs()) * mask[:, None, :]
+        shares = odds * _nearness(there, here) * mask[:, None, :]
         total = shares.sum(-1, keepdim=True)
         known = (total[..., 0] > _LEAST) & (labels != IGNORED)
         return shares / total.clamp_min(_LEAST), known
+
+
+def _nearness(there: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
+    """Return how likely tokens (..., T) translate those at (..., S), from where both stand in their texts, 0 to 1."""
+    return torch.exp(-TENSION * (there[..., :, None] - here[..., None, :]).abs())
 
 
 class Guide:
@@ -155,13 +160,10 @@ class GuidedLoss(PairLoss):
         super().__init__(smoothing)
         self.guide, self.weight = guide, weight
 
-    def __call__(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Return the loss of logits (B, T, V) and labels (B, T), which are aligned."""
-        loss = super().__call__(outputs, labels, num_items_in_batch)
-        if not torch.is_grad_enabled():
-            return loss
-        count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        return loss + self.weight * self.guide.loss(labels) / count
+    def total(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Return both losses summed over tokens."""
+        total = super().total(outputs, labels)
+        return total + self.weight * self.guide.loss(labels) if torch.is_grad_enabled() else total
 
 
 def guided_loss(config: AlignConfig, pair: Any, data: PreparedPairs, smoothing: float) -> GuidedLoss | None:

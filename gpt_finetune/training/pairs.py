@@ -53,10 +53,13 @@ class PairLoss:
 
     def __call__(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         """Return the loss of logits (B, T, V) and labels (B, T), which are aligned."""
+        count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        return self.total(outputs, labels) / count
+
+    def total(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Return the loss summed over tokens."""
         smoothing = self.smoothing if torch.is_grad_enabled() else 0.0
         logits = outputs["logits"].flatten(0, 1).float()
         labels = labels.to(logits.device).flatten()
         options = {"ignore_index": IGNORED, "label_smoothing": smoothing}
-        total = nn.functional.cross_entropy(logits, labels, reduction="sum", **options)
-        count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        return total / count
+        return nn.functional.cross_entropy(logits, labels, reduction="sum", **options)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from support import ARCHITECTURES
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache
 
@@ -47,7 +48,10 @@ def test_attention_backends_agree(make_model, architecture, other, padding):
     assert_backends_agree(make_model(architecture), other, padding)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "sliding"])  # of each kind one: kernels take seconds to compile
+@pytest.mark.parametrize(
+    "architecture",  # in the gate one of each kind: kernels take seconds to compile
+    [name if name in ("gpt2", "sliding") else pytest.param(name, marks=pytest.mark.long) for name in ARCHITECTURES],
+)
 def test_flex_attention_agrees_without_padding(make_model, architecture):
     assert_backends_agree(make_model(architecture), "flex_attention", None)
 

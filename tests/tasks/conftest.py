@@ -30,3 +30,23 @@ def prepare(make_tokenizer):
         return prepare_task(config, padded_tokenizer(make_tokenizer(), config.max_length))
 
     return make
+
+
+@pytest.fixture
+def make_pair(make_config):
+    """Return a maker of tiny encoder-decoders, by overrides of both halves."""
+    import torch
+    from transformers import EncoderDecoderModel
+
+    from gpt_finetune import GPTForCausalLM, GPTModel
+
+    def make(**overrides):
+        torch.manual_seed(0)
+        fields = {"num_hidden_layers": 1, "initializer_range": 0.2, **overrides}
+        encoder = GPTModel(make_config("modern", **fields, is_causal=False))
+        decoder = GPTForCausalLM(make_config("modern", **fields, add_cross_attention=True))
+        pair = EncoderDecoderModel(encoder=encoder, decoder=decoder)
+        pair.config.pad_token_id, pair.config.decoder_start_token_id = 0, 1
+        return pair
+
+    return make

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
-from transformers import EncoderDecoderModel
 
-from gpt_finetune import GPTForCausalLM, GPTModel
 from gpt_finetune.errors import InputError
 from gpt_finetune.tasks import alignment
 from gpt_finetune.tasks.alignment import Alignment, Guide, GuidedLoss
@@ -32,17 +32,8 @@ def counted():
 
 
 @pytest.fixture
-def make_pair(make_config):
-    def make(**overrides):
-        torch.manual_seed(0)
-        fields = {"vocab_size": SIZE, "num_hidden_layers": 2, "initializer_range": 0.2, **overrides}
-        encoder = GPTModel(make_config("modern", **fields, is_causal=False))
-        decoder = GPTForCausalLM(make_config("modern", **fields, add_cross_attention=True))
-        pair = EncoderDecoderModel(encoder=encoder, decoder=decoder)
-        pair.config.pad_token_id, pair.config.decoder_start_token_id = PAD, START
-        return pair
-
-    return make
+def make_pair(make_pair):
+    return functools.partial(make_pair, vocab_size=SIZE, num_hidden_layers=2)
 
 
 def batch(count=6, seed=1):

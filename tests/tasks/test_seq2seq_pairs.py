@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import EncoderDecoderModel
 
-from gpt_finetune import GPTForCausalLM, GPTModel
 from gpt_finetune.build import ModelConfig
 from gpt_finetune.data.config import TokenizerConfig
 from gpt_finetune.errors import InputError
@@ -19,20 +17,6 @@ from gpt_finetune.training.trainer import GPTTrainer
 
 FAST = {"max_steps": 4, "log_steps": 1, "precision": "float32", "learning_rate": 1e-2, "threads": 1}
 PAD, START = 0, 1
-
-
-@pytest.fixture
-def make_pair(make_config):
-    def make(**overrides):
-        torch.manual_seed(0)
-        fields = {"num_hidden_layers": 1, "initializer_range": 0.2, **overrides}
-        encoder = GPTModel(make_config("modern", **fields, is_causal=False))
-        decoder = GPTForCausalLM(make_config("modern", **fields, add_cross_attention=True))
-        model = EncoderDecoderModel(encoder=encoder, decoder=decoder)
-        model.config.pad_token_id, model.config.decoder_start_token_id = PAD, START
-        return model
-
-    return make
 
 
 def uneven(count, width=10):
