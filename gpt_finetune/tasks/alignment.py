@@ -9,7 +9,7 @@ Shapes: B batch, T tokens of a target, S tokens of a source, H heads, K head siz
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -159,11 +159,37 @@ class GuidedLoss(PairLoss):
     def __init__(self, guide: Guide, weight: float, smoothing: float = 0.0) -> None:
         super().__init__(smoothing)
         self.guide, self.weight = guide, weight
+        self._shares = torch.zeros(2)  # of the guide, and of both, in the last loss
+        self._heard = torch.zeros(2)  # the guide's losses and all of them, since they were asked for
+
+    def __call__(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Return the loss of logits (B, T, V) and labels (B, T), and remember what part of it is the guide's."""
+        loss = super().__call__(outputs, labels, num_items_in_batch)
+        if torch.is_grad_enabled():
+            self._heard = self._heard.to(loss.device) + loss.detach() * self._shares
+        return loss
 
     def total(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """Return both losses summed over tokens."""
         total = super().total(outputs, labels)
-        return total + self.weight * self.guide.loss(labels) if torch.is_grad_enabled() else total
+        if not torch.is_grad_enabled():
+            return total
+        guided = self.weight * self.guide.loss(labels)
+        whole = total + guided
+        self._shares = (torch.stack([guided, whole]) / whole).detach()
+        return whole
+
+    def told_apart(self, logs: dict[str, float], reduce: Callable[..., torch.Tensor]) -> None:
+        """Make a logged training loss that of the tokens, as evaluation has it; the guide's stands beside it.
+
+        Args:
+            logs: What Trainer logs of the steps since the last time; changed.
+            reduce: Sums a tensor over processes.
+        """
+        guided, whole = reduce(self._heard, reduction="sum").tolist()
+        self._heard.zero_()
+        part = logs["loss"] * guided / whole
+        logs |= {"loss": logs["loss"] - part, "align_loss": part / self.weight}
 
 
 def guided_loss(config: AlignConfig, pair: Any, data: PreparedPairs, smoothing: float) -> GuidedLoss | None:

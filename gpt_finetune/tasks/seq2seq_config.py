@@ -58,8 +58,8 @@ class AlignConfig:
     pairs it saves most of the steps; a text that says something else than its source is nothing to count.
 
     Args:
-        weight: Of the head's cross-entropy beside the loss; 0 leaves it out, 1 is usual. Training's loss then contains
-            it, that of evaluation never does.
+        weight: Of the head's cross-entropy beside the loss; 0 leaves it out, 1 is usual. It is logged by itself, as
+            `align_loss`.
         layer: Whose first head, from 0; null means that of the last layer but one.
     """
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from gpt_finetune.generation import Answer, Prompt
+from gpt_finetune.tasks.alignment import GuidedLoss
 from gpt_finetune.tasks.generation import CompareConfig, Compared, compare
 from gpt_finetune.tasks.judging import lengths
 from gpt_finetune.tasks.seq2seq import PreparedPairs
@@ -30,6 +31,12 @@ class WritingTrainer(AnsweringTrainer):
         """Run one forward and backward pass, and count the tokens of both sides."""
         self.throughput.count(inputs["decoder_input_ids"].numel() * self.accelerator.num_processes)
         return super().training_step(model, inputs, num_items_in_batch)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a guided loss in its two parts, so that training's and evaluation's curves are of one thing."""
+        if "loss" in logs and isinstance(self.compute_loss_func, GuidedLoss):
+            self.compute_loss_func.told_apart(logs, self.accelerator.reduce)
+        super().log(logs, start_time)
 
     def answer_texts(self, texts: list[str]) -> list[Answer]:
         """Write of sources in this process, the model being in evaluation mode."""

@@ -124,6 +124,9 @@ def test_resuming_ends_where_the_straight_run_does(begin, tmp_path):
 
     more = ["train.max_steps=20", "train.save_steps=8", "compare.baselines=[]", "write.num_beams=2", "align.weight=1"]
     straight = begin(tmp_path / "run", *more)
+    logged = [row["align_loss"] for row in read_json_lines(tmp_path / "run" / "metrics.jsonl") if "align_loss" in row]
+    assert logged
+    assert all(0 < loss < 10 for loss in logged)
     shutil.rmtree(tmp_path / "run" / "checkpoint-20")
     resumed = begin(tmp_path / "run", *more, "--resume")
     assert resumed["eval_loss"] == pytest.approx(straight["eval_loss"], rel=1e-5)

@@ -90,6 +90,26 @@ def test_the_loss_is_the_cross_entropy_of_the_weights(make_pair, counted, layer,
     assert dict(pair.named_parameters())[name].grad.abs().max() > 0
 
 
+def test_what_is_logged_is_the_tokens_loss_and_the_guides_beside_it(make_pair, counted):
+    pair = make_pair().train()
+    guided, plain = GuidedLoss(Guide(pair, counted, 0), 0.5, 0.1), PairLoss(0.1)
+    for steps in (3, 2):  # since the last time only
+        wholes, tokens = [], []
+        for seed in range(steps):
+            rows = batch(4 + 3 * seed, seed)
+            labels = rows.pop("labels")
+            outputs = pair(**rows, **decoder_inputs(pair, labels))
+            wholes.append(guided(outputs, labels).item())
+            tokens.append(plain(outputs, labels).item())
+        with torch.no_grad():
+            guided(outputs, labels)  # an evaluation between
+        logs = {"loss": np.mean(wholes), "learning_rate": 0.1}
+        guided.told_apart(logs, lambda sums, reduction: 2 * sums)  # as from two processes alike
+        expected = {"loss": np.mean(tokens), "align_loss": 2 * (np.mean(wholes) - np.mean(tokens))}
+        assert logs == pytest.approx({**expected, "learning_rate": 0.1}, rel=1e-5)
+        assert logs["align_loss"] > 0
+
+
 def test_evaluation_and_writing_know_nothing_of_it(make_pair, counted):
     pair, rows = make_pair().eval(), batch()
     guide = Guide(pair, counted, 0)
