@@ -2,8 +2,8 @@
 
 A training step on a CPU asks for the same buffers as the one before. Those that went back to the system in between are
 cleared anew, page by page. Where their sizes change from step to step, holes remain that nothing fits into, and more of
-them with each step; they go back from time to time. None of this changes a number. Imports no torch: a heap is laid out
-before it is used.
+them with each step; they go back from time to time. A checkpoint's file goes once its weights have been copied. None of
+this changes a number. Imports no torch: a heap is laid out before it is used.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ import ctypes
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Whoever has set one of these has chosen already; so has who names a threshold among glibc's tunables.
 CHOICES = (
@@ -65,6 +69,29 @@ def return_holes() -> bool:
         libc.sbrk.restype, libc.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]
         _lay_out(libc, _end - (libc.sbrk(0) or _end))
     return returned
+
+
+def release_file(model: nn.Module) -> int:
+    """Copy those weights that still lie in a checkpoint's file, if they are the lesser part of a model.
+
+    What is read as it stands lies in the file, mapped, and costs nothing more. But the file is mapped whole for as long
+    as any tensor lies in it: where most were turned or rounded on their way, the others would hold all of it in memory.
+
+    Args:
+        model: On the CPU; weights elsewhere, and those that are more than a tensor, are left as they are.
+
+    Returns:
+        Bytes copied.
+    """
+    weights = [given for given in (*model.parameters(), *model.buffers()) if given.device.type == "cpu"]
+    weights = [given for given in weights if type(given.data).__name__ == "Tensor"]
+    lying = [given for given in weights if not given.untyped_storage().resizable()]  # as what torch has allocated is
+    size = sum(given.nbytes for given in lying)
+    if 2 * size >= sum(given.nbytes for given in weights):
+        return 0
+    for given in lying:
+        given.data = given.data.clone()
+    return size
 
 
 def _lay_out(libc: ctypes.CDLL, size: int) -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from gpt_finetune.allocation import CHOICES
+from gpt_finetune.allocation import CHOICES, release_file
 
 ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
 
@@ -201,6 +202,7 @@ print(keep_memory(), len(bytes(2**28)))
 def test_each_recipe_asks_before_torch_is_there():
     code = """
 import sys
+from pathlib import Path
 from dataclasses import dataclass
 from gpt_finetune import config
 
@@ -217,8 +219,58 @@ config.run(lambda config: None, Nothing, [])
 def test_elsewhere_nothing_is_done():
     code = """
 import sys
+from pathlib import Path
 from gpt_finetune.allocation import keep_memory, return_holes
 sys.platform = "win32"
 print(keep_memory(), return_holes())
 """
     assert in_a_new_process(code) == "False False"
+
+
+def lies_in_memory(folder):
+    return str(folder) in Path("/proc/self/maps").read_text()
+
+
+@ON_LINUX
+def test_a_file_whose_weights_were_turned_is_let_go(tmp_path):
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from gpt_finetune import GPTForCausalLM
+
+    theirs = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=16, vocab_size=40)).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = GPTForCausalLM.from_pretrained(tmp_path).eval()
+    assert not lies_in_memory(tmp_path)
+    ids = torch.arange(16)[None]
+    torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, atol=1e-5, rtol=1e-5)
+    assert ours.lm_head.weight is ours.model.embed_tokens.weight
+
+
+@ON_LINUX
+def test_weights_that_were_read_as_they_stand_are_not_copied(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    model = type(make_model()).from_pretrained(tmp_path)
+    assert release_file(model) == 0
+    assert lies_in_memory(tmp_path)
+
+
+@ON_LINUX
+def test_a_file_whose_weights_were_rounded_is_let_go(make_model, tmp_path):
+    import torch
+
+    make_model().save_pretrained(tmp_path)
+    model = type(make_model()).from_pretrained(tmp_path)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters() if parameter.ndim == 1}
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.data = parameter.data.bfloat16()
+    assert release_file(model) == sum(parameter.nbytes for parameter in before.values()) > 0
+    assert not lies_in_memory(tmp_path)
+    for name, parameter in before.items():
+        assert torch.equal(model.get_parameter(name), parameter)
+
+
+def test_weights_elsewhere_are_left_alone(make_model):
+    model = make_model().to("meta")
+    assert release_file(model) == 0

@@ -13,6 +13,7 @@ from torch import nn
 
 from gpt_finetune.adaptation.bases import base_weights
 from gpt_finetune.adaptation.config import METHODS, AdaptConfig
+from gpt_finetune.allocation import release_file
 from gpt_finetune.errors import InputError
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def narrow(adapted: nn.Module) -> None:
         if isinstance(module, BaseTunerLayer):
             # PEFT would widen each input to the adapter's own precision, and autocast round it back
             module.cast_input_dtype_enabled = False
+    release_file(base)
     setattr(base, NARROWED, narrowed)
     base.forward = _autocast(base, base.forward)
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.utils import find_adapter_config_file
 
+from gpt_finetune.allocation import release_file
 from gpt_finetune.conversion.checking import check_folder, weights_only
 from gpt_finetune.conversion.configs import config_from_native, find_dialect, origin_of, quantization_of
 from gpt_finetune.conversion.dialects import DIALECTS
@@ -84,6 +85,7 @@ def _model_reader(load: Callable[..., Any]) -> Callable[..., Any]:
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if gguf_file is not None:
             model.name_or_path = model.config.name_or_path = str(path)
+        release_file(model)
         del model.config.__dict__["model_type"]
         model._weight_conversions = None  # else `save_pretrained` would turn the weights back into the dialect's
         return loaded

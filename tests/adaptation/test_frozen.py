@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from adapting import IDS, adapted, fit, logits
@@ -144,6 +147,15 @@ def test_a_restored_model_is_what_it_was(save):
     assert not hasattr(base, NARROWED)
     assert base.lm_head.weight is base.model.embed_tokens.weight
     restore(model)  # nothing is left to do
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux what is mapped")
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_bases_file_is_let_go_where_it_was_rounded(bf16, save):
+    folder = save("llama")
+    model = adapted(load_base(str(folder), AdaptConfig()), bf16=bf16)
+    assert (str(folder) in Path("/proc/self/maps").read_text()) is not bf16
+    assert {p.dtype for n, p in model.named_parameters() if "norm" in n} == {torch.float32}
 
 
 def test_what_came_from_no_file_stays_rounded(make_model, caplog):
