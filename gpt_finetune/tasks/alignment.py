@@ -166,7 +166,8 @@ class GuidedLoss(PairLoss):
         """Return the loss of logits (B, T, V) and labels (B, T), and remember what part of it is the guide's."""
         loss = super().__call__(outputs, labels, num_items_in_batch)
         if torch.is_grad_enabled():
-            self._heard = self._heard.to(loss.device) + loss.detach() * self._shares
+            parts = loss.detach() * self._shares
+            self._heard = self._heard.to(loss.device) + torch.where(parts.isfinite(), parts, 0)  # else it is skipped
         return loss
 
     def total(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
@@ -183,12 +184,12 @@ class GuidedLoss(PairLoss):
         """Make a logged training loss that of the tokens, as evaluation has it; the guide's stands beside it.
 
         Args:
-            logs: What Trainer logs of the steps since the last time; changed.
+            logs: What Trainer logs of the steps since the last time, with their mean loss; changed.
             reduce: Sums a tensor over processes.
         """
         guided, whole = reduce(self._heard, reduction="sum").tolist()
         self._heard.zero_()
-        part = logs["loss"] * guided / whole
+        part = logs["loss"] * guided / (whole or 1)
         logs |= {"loss": logs["loss"] - part, "align_loss": part / self.weight}
 
 

@@ -32,11 +32,11 @@ class WritingTrainer(AnsweringTrainer):
         self.throughput.count(inputs["decoder_input_ids"].numel() * self.accelerator.num_processes)
         return super().training_step(model, inputs, num_items_in_batch)
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log a guided loss in its two parts, so that training's and evaluation's curves are of one thing."""
+    def leave_out_skipped(self, logs: dict[str, float]) -> None:
+        """Tell a guided loss's parts apart, too, so that training's and evaluation's curves are of one thing."""
+        super().leave_out_skipped(logs)
         if "loss" in logs and isinstance(self.compute_loss_func, GuidedLoss):
             self.compute_loss_func.told_apart(logs, self.accelerator.reduce)
-        super().log(logs, start_time)
 
     def answer_texts(self, texts: list[str]) -> list[Answer]:
         """Write of sources in this process, the model being in evaluation mode."""

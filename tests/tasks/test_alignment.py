@@ -103,6 +103,7 @@ def test_what_is_logged_is_the_tokens_loss_and_the_guides_beside_it(make_pair, c
             tokens.append(plain(outputs, labels).item())
         with torch.no_grad():
             guided(outputs, labels)  # an evaluation between
+        guided({"logits": outputs.logits * torch.nan}, labels)  # a step that is skipped
         logs = {"loss": np.mean(wholes), "learning_rate": 0.1}
         guided.told_apart(logs, lambda sums, reduction: 2 * sums)  # as from two processes alike
         expected = {"loss": np.mean(tokens), "align_loss": 2 * (np.mean(wholes) - np.mean(tokens))}
