@@ -69,7 +69,7 @@ class Panel:
 PANELS = (
     Panel("loss", "Loss", "nats per token", tokens=True, noisy=True, legend=True),
     Panel("bits_per_byte", "Bits per byte", "bits per byte", baselines=True, tokens=True, noisy=True),
-    Panel("align_loss", "Where the guided head looks", "nats per token", noisy=True),
+    Panel("align_loss", "Loss of the guided head", "nats per token", noisy=True),
     Panel("accuracy", "Accuracy", "share of the texts", baselines=True),
     Panel("macro_f1", "Macro F1", "of 1", baselines=True),
     Panel("micro_f1", "Micro F1", "of 1", baselines=True),
