@@ -145,6 +145,8 @@ def test_figures_of_speed_are_those_measured(name):
         (product["packed_over_padded_transformers"], memory),
     ):
         assert f"**{times:.2f} x** | {share:.0%} |" in text
+    wide = result("training-S2-float32")
+    assert f"| {wide['times_faster']:.2f} x | {wide['share_of_memory']:.0%} |" in text
     other, generation = result("training-S2-bfloat16"), result("generation")
     for figures, peer in ((narrow, "transformers, kept memory"), (narrow, "litgpt"), (other, "transformers")):
         times = figures["ours"]["tokens_per_second"] / figures[peer]["tokens_per_second"]

@@ -93,6 +93,7 @@ PICTURES: dict[str, Callable[[Figures, Path], None]] = {
     "training": training,
     "training-S1-bfloat16": training,
     "training-S2-bfloat16": training,
+    "training-S2-float32": training,
     "training-S3-bfloat16": training,
     "loss-per-minute": loss_per_minute,
     "scaling": scaling,
