@@ -121,6 +121,11 @@ def put_wheel(folder: Path, name: str, members: dict[str, bytes]) -> None:
             wheel.writestr(path, content)
 
 
+def is_mapped(folder: Path) -> bool:
+    """Tell whether a file of a folder lies in this process's memory; Linux alone says so."""
+    return str(folder) in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+
 def load_recipe(name: str) -> ModuleType:
     """Import a recipe from its file, as `accelerate launch` would run it."""
     spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / "recipes" / f"{name}.py")

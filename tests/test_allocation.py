@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from support import is_mapped
 
 from gpt_finetune.allocation import CHOICES, release_file
 
@@ -225,10 +225,6 @@ print(keep_memory(), return_holes())
     assert in_a_new_process(code) == "False False"
 
 
-def lies_in_memory(folder):
-    return str(folder) in Path("/proc/self/maps").read_text()
-
-
 @ON_LINUX
 def test_a_file_whose_weights_were_turned_is_let_go(tmp_path):
     import torch
@@ -239,7 +235,7 @@ def test_a_file_whose_weights_were_turned_is_let_go(tmp_path):
     theirs = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=16, vocab_size=40)).eval()
     theirs.save_pretrained(tmp_path)
     ours = GPTForCausalLM.from_pretrained(tmp_path).eval()
-    assert not lies_in_memory(tmp_path)
+    assert not is_mapped(tmp_path)
     ids = torch.arange(16)[None]
     torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, atol=1e-5, rtol=1e-5)
     assert ours.lm_head.weight is ours.model.embed_tokens.weight
@@ -250,7 +246,7 @@ def test_weights_that_were_read_as_they_stand_are_not_copied(make_model, tmp_pat
     make_model().save_pretrained(tmp_path)
     model = type(make_model()).from_pretrained(tmp_path)
     assert release_file(model) == 0
-    assert lies_in_memory(tmp_path)
+    assert is_mapped(tmp_path)
 
 
 @ON_LINUX
@@ -264,7 +260,7 @@ def test_a_file_whose_weights_were_rounded_is_let_go(make_model, tmp_path):
         if parameter.ndim == 2:
             parameter.data = parameter.data.bfloat16()
     assert release_file(model) == sum(parameter.nbytes for parameter in before.values()) > 0
-    assert not lies_in_memory(tmp_path)
+    assert not is_mapped(tmp_path)
     for name, parameter in before.items():
         assert torch.equal(model.get_parameter(name), parameter)
 
