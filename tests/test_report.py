@@ -327,6 +327,13 @@ def test_ledger_tells_when_it_does_not_balance(tmp_path: Path, account: dict[str
     assert books[0].balance == "The books do not balance: documents -2."
 
 
+@pytest.mark.parametrize(
+    ("key", "unit"), [("chrf", "chrF, of 100"), ("bits_per_byte", "bits per byte"), ("mse", "mean squared error")]
+)
+def test_verdict_says_what_its_figure_is(key: str, unit: str, tmp_path: Path) -> None:
+    assert summary.verdict(read_run(fill(tmp_path, {"figures": {key: 1.5}}))).unit == unit
+
+
 def test_verdict_knows_which_way_is_better(tmp_path: Path) -> None:
     record = {
         "figures": {"eval_loss": 1.0, "accuracy": 0.9},

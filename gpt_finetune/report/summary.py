@@ -214,6 +214,8 @@ def verdict(run: Run) -> Verdict:
         Bar(name, fixed(value, known.digits), 100 * abs(value) / longest, is_ours) for name, value, is_ours in ranked
     ]
     unit = known.unit or known.label.lower()
+    if known.label.lower() not in unit.lower():
+        unit = f"{known.label}, {unit}"
     return Verdict(key, fixed(ours, known.digits), unit, sentence + ".", bars if others else [])
 
 
