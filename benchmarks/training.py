@@ -21,10 +21,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from peers.measuring import ENVIRONMENTS, ROOT, Figures, arguments, ceilings, fresh, in_turns, machine, medians, write
-from peers.nanogpt import is_checkout
 from peers.ways import LOSSES_AGREE, SETS, SIZES, WAYS, Size
 
-from gpt_finetune.allocation import keep_memory
+from gpt_finetune.allocation import keep_memory, start_anew
 
 STEPS, ROUNDS = 4, 3
 CEILINGS = "ceilings"
@@ -39,7 +38,8 @@ def one(way: str, given: Any) -> Figures:
         return ceilings(size.batch * size.tokens, size.width, size.vocabulary, given.precision)
     chosen = WAYS[way]
     if chosen.ours and chosen.loop == "trainer":
-        keep_memory()  # as every recipe does before it imports torch
+        start_anew()  # as every recipe does before it imports torch
+        keep_memory()
     import torch
     from peers import steps
 
@@ -142,6 +142,8 @@ def main() -> None:
     missing = [name for name in names if WAYS[name].model == "litgpt" and not given.litgpt.is_file()]
     if missing:
         print(f"left out: {missing}: no {given.litgpt}; `make .venv-litgpt/ready` makes it", file=sys.stderr)
+    from peers.nanogpt import is_checkout  # with torch, which each way imports when its memory is laid out
+
     if "nanoGPT" in names and not is_checkout(given.nanogpt):
         parser.error(f"--nanogpt = {given.nanogpt}: there is no model.py in it. Give a checkout of nanoGPT")
     names = [name for name in names if name not in missing]

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentParser, _postponed_annotations, set_parsing_settings
 
-from gpt_finetune.allocation import keep_memory
+from gpt_finetune.allocation import keep_memory, start_anew
 from gpt_finetune.errors import InputError, did_you_mean
 
 T = TypeVar("T")
@@ -92,7 +92,10 @@ def run(main: Callable[[T], Any], config_class: type[T], arguments: Sequence[str
     keep_memory()
     _show_log()
     try:
-        return main(parse(config_class, arguments))
+        config = parse(config_class, arguments)
+        if arguments is None and main.__module__ == "__main__":  # whoever calls a recipe from elsewhere has begun
+            start_anew()  # behind the parsing: help and mistakes are said at once
+        return main(config)
     except Exception as error:
         said = error if isinstance(error, InputError) else _disk_error(error)
         if said is None:

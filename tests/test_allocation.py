@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support import is_mapped
@@ -202,6 +203,7 @@ print(keep_memory(), len(bytes(2**28)))
 def test_each_recipe_asks_before_torch_is_there():
     code = """
 import sys
+from pathlib import Path
 from dataclasses import dataclass
 from gpt_finetune import config
 
@@ -218,6 +220,7 @@ config.run(lambda config: None, Nothing, [])
 def test_elsewhere_nothing_is_done():
     code = """
 import sys
+from pathlib import Path
 from gpt_finetune.allocation import keep_memory, return_holes
 sys.platform = "win32"
 print(keep_memory(), return_holes())
@@ -268,3 +271,109 @@ def test_a_file_whose_weights_were_rounded_is_let_go(make_model, tmp_path):
 def test_weights_elsewhere_are_left_alone(make_model):
     model = make_model().to("meta")
     assert release_file(model) == 0
+
+
+def in_a_program(folder: Path, *words: str, before: str = "", given: str = "None", **environment: str) -> list[str]:
+    """Run a program that says what it was started with, before it is configured and after, one line each."""
+    script = folder / "program.py"
+    script.write_text(
+        f"""
+import os, sys
+from dataclasses import dataclass
+from gpt_finetune.config import run
+{before}
+def tell():
+    print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), "torch" in sys.modules, sys.flags.dont_write_bytecode)
+
+@dataclass
+class Config:
+    '''Nothing.
+
+    Args:
+        text: Some.
+    '''
+    text: str = "none"
+
+def main(config):
+    print(config.text)
+    tell()
+
+tell()
+run(main, Config, {given})
+""",
+        encoding="utf-8",
+    )
+    around = {name: value for name, value in os.environ.items() if name not in (*CHOICES, "GLIBC_TUNABLES")}
+    around |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-B", str(script), *words]
+    done = subprocess.run(command, env=around | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+WITHOUT_CACHES = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
+
+
+@ON_LINUX
+def test_a_recipe_starts_anew_once_as_the_same_process_with_the_same_words(tmp_path):
+    first, second, text, working = in_a_program(tmp_path, "text=two words")
+    number = first.split()[0]
+    assert first == f"{number} None False 1"
+    assert text == "two words"
+    assert second == working == f"{number} {WITHOUT_CACHES} False 1"
+
+
+@ON_LINUX
+def test_what_else_is_set_stays(tmp_path):
+    *_, working = in_a_program(tmp_path, GLIBC_TUNABLES="glibc.malloc.hugetlb=1")
+    assert working.split()[1] == f"glibc.malloc.hugetlb=1:{WITHOUT_CACHES}"
+
+
+@ON_LINUX
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param({"GLIBC_TUNABLES": "glibc.malloc.tcache_count=3"}, id="caches chosen"),
+        pytest.param({"MALLOC_TRIM_THRESHOLD_": "1000000"}, id="threshold chosen"),
+        pytest.param({"before": "import torch"}, id="begun"),
+        pytest.param({"before": "sys.settrace(lambda *_: None)"}, id="debugged"),
+        pytest.param({"given": "['text=a']"}, id="called"),
+        pytest.param({"before": "from gpt_finetune import allocation; allocation._is_glibc = bool"}, id="no glibc"),
+    ],
+)
+def test_who_has_chosen_or_begun_is_not_started_anew(tmp_path, given):
+    told, _, working = in_a_program(tmp_path, **given)
+    assert told == working
+
+
+@ON_LINUX
+def test_buffers_of_one_size_take_each_others_places():
+    """What LoRA does at each linear layer: four buffers of a size, of which one stays, and small objects that live."""
+    code = """
+import ctypes
+from gpt_finetune.allocation import keep_memory
+keep_memory()
+libc, pointer = ctypes.CDLL(None), ctypes.c_void_p
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = pointer, [ctypes.c_size_t], [pointer]
+libc.posix_memalign.argtypes = [ctypes.POINTER(pointer), ctypes.c_size_t, ctypes.c_size_t]
+libc.memset.argtypes = [pointer, ctypes.c_int, ctypes.c_size_t]
+def buffer(size):
+    place = pointer()
+    libc.posix_memalign(ctypes.byref(place), 64, size)
+    libc.memset(place, 1, size)
+    [libc.malloc(each) for each in (24, 48, 64, 80, 96, 192)]
+    return place
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+before, stay = resident(), 0
+for size in 30 * (*4 * (2**20,), *3 * (5 * 2**19,)):
+    output, low_rank, scaled = buffer(size), buffer(size), buffer(size)
+    libc.free(low_rank)
+    stays = buffer(size)
+    libc.free(output)
+    libc.free(scaled)
+    stay += size
+print((resident() - before) / stay)
+"""
+    plain, joined = float(in_a_new_process(code)), float(in_a_new_process(code, GLIBC_TUNABLES=WITHOUT_CACHES))
+    assert joined < 0.75 * plain, (plain, joined)

@@ -29,7 +29,11 @@ ENVIRONMENTS: dict[str, dict[str, str]] = {
     "plain": {},
     "large pages": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},  # glibc 2.35 or newer, Linux
     "torch's large pages": {"THP_MEM_ALLOC_ENABLE": "1"},  # only what torch allocates, from 2 MB on
-    "kept memory": {"BENCHMARK_KEEPS_MEMORY": "1"},  # what `gpt_finetune.allocation` does for each recipe
+    # what `gpt_finetune.allocation` does for each recipe
+    "kept memory": {
+        "BENCHMARK_KEEPS_MEMORY": "1",
+        "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0",
+    },
 }
 if "BENCHMARK_KEEPS_MEMORY" in os.environ:
     from gpt_finetune.allocation import keep_memory
