@@ -71,6 +71,7 @@ def adapt(
         raise InputError("adapt.method", config.method, problem, "Give example_batches, or use lora")
     from peft import get_peft_model, initialize_lora_eva_weights
 
+    from gpt_finetune.adaptation.fused import fuse
     from gpt_finetune.adaptation.saving import remember_start
 
     settings = _settings(model, config, new_rows)
@@ -89,6 +90,7 @@ def adapt(
         remember_start(adapted)
     if directions is not None:
         initialize_lora_eva_weights(adapted, eva_state_dict=directions)
+    fuse(adapted)
     if dtype == torch.bfloat16:
         narrow(adapted)
     return adapted
