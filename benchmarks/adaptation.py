@@ -1,8 +1,9 @@
 """Memory and speed of LoRA: ours against full fine-tuning, and against PEFT on transformers' own GPT-2.
 
-    PYTHONPATH=. python benchmarks/adaptation.py [--rounds 3] [--precision bfloat16] [--groups gpt2] [--size tiny]
+    PYTHONPATH=. python benchmarks/adaptation.py [--rounds 3] [--precision float32] [--groups gpt2] [--size tiny]
 
-Optimiser steps with fused AdamW on the same random tokens, in float32 or under autocast to bfloat16, in two groups:
+Optimiser steps with fused AdamW on the same random tokens, in float32 or under autocast to bfloat16, in two groups, the
+first in float32 and the second in bfloat16 unless told otherwise:
 
 - smollm2: SmolLM2-135M on 2 rows of 256 tokens, as configs/finetune/smollm2-*-dialogue.yaml have them: full and LoRA;
 - gpt2: GPT-2's 124M shape with the same random weights on 4 rows of 512: LoRA of rank 8 on every linear layer but the
@@ -12,7 +13,8 @@ Optimiser steps with fused AdamW on the same random tokens, in float32 or under 
 Ours computes as `GPTTrainer` has it, frozen weights in the precision of the products, in a process that keeps its
 memory as our recipes' do; PEFT's as it comes, and once more in such a process. Ways take turns, each in a fresh
 process: tokens a second, the median of some steps after a warm-up, and the memory that the process took beyond the
-imports. Writes `benchmarks/results/adaptation.json`, and keeps the group that was not measured.
+imports. Writes `benchmarks/results/adaptation.json`, and keeps what was not measured; a group in another precision than
+its own stands there as `gpt2-float32`.
 """
 
 from __future__ import annotations
@@ -36,14 +38,15 @@ from gpt_finetune.adaptation.config import AdaptConfig
 from gpt_finetune.adaptation.methods import adapt, load_base
 from gpt_finetune.packaged import locate
 from gpt_finetune.training.lean import make_lean
+from gpt_finetune.training.recompute import recomputed
 
 SMOLLM2 = "smollm2-135m-instruct"
 STEPS = 3
 PEER = "PEFT and transformers"
-# group -> rows and tokens of a batch; ways, of which the first is what the others are compared with
-GROUPS: dict[str, tuple[tuple[int, int], tuple[str, ...]]] = {
-    "smollm2": ((2, 256), ("full", "lora")),
-    "gpt2": ((4, 512), (PEER, f"{PEER}, kept memory", "lora")),
+# group -> rows and tokens of a batch; its own precision; ways, of which the first is what the others are compared with
+GROUPS: dict[str, tuple[tuple[int, int], str, tuple[str, ...]]] = {
+    "smollm2": ((2, 256), "float32", ("full", "lora")),
+    "gpt2": ((4, 512), "bfloat16", (PEER, f"{PEER}, kept memory", "lora")),
 }
 SIZES: dict[str, dict[str, int]] = {
     "124M": {},
@@ -79,7 +82,7 @@ def build(way: str, path: str, precision: str) -> Any:
 
 def one(group: str, way: str, path: str, precision: str) -> Figures:
     """Measure one way in this process."""
-    shape = GROUPS[group][0]
+    shape, *_ = GROUPS[group]
     model = build(way, path, precision).train()
     model.config.use_cache = False  # as Trainer has it
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -88,7 +91,8 @@ def one(group: str, way: str, path: str, precision: str) -> Figures:
     seconds, losses = [], []
     for _ in range(1 + STEPS):
         start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        rounded = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+        with rounded, recomputed(not way.startswith(PEER)):
             loss = model(input_ids=rows, labels=rows).loss
         loss.backward()
         optimizer.step()
@@ -102,6 +106,11 @@ def one(group: str, way: str, path: str, precision: str) -> Figures:
         "tokens_per_second": rows.numel() / statistics.median(seconds[1:]),
         "first_loss": losses[0],
     }
+
+
+def command(precision: str) -> list[str]:
+    """Return the words that measure one way in a process of its own, but for group, way and folder."""
+    return [sys.executable, __file__, "--precision", precision, "--one"]
 
 
 def environment(way: str) -> dict[str, str]:
@@ -130,29 +139,30 @@ def main() -> None:
     parser = arguments("Memory and speed of LoRA, against full fine-tuning and against PEFT on transformers.", rounds=3)
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--size", choices=SIZES, default="124M", help="of the group gpt2")
-    parser.add_argument("--precision", choices=LOSSES_AGREE, default="float32")
+    parser.add_argument("--precision", choices=LOSSES_AGREE, help="of all groups; each has its own unless told")
     parser.add_argument("--one", nargs=3, help="group, way and folder: measure one way in this process, and print it")
     given = parser.parse_args()
     if given.one:
         print(json.dumps(beyond_now(partial(one, *given.one, given.precision))))
         return
-    words = [sys.executable, __file__, "--precision", given.precision, "--one"]
+    precisions = {group: given.precision or GROUPS[group][1] for group in given.groups}
     with TemporaryDirectory() as folder:
         forked(partial(save_weights, given.size, folder))
         paths = {"gpt2": folder, "smollm2": locate(SMOLLM2) if "smollm2" in given.groups else ""}
         acts = {
-            f"{group}: {way}": partial(fresh, [*words, group, way, paths[group]], environment(way))
-            for group in given.groups
-            for way in GROUPS[group][1]
+            f"{group}: {way}": partial(fresh, [*command(precision), group, way, paths[group]], environment(way))
+            for group, precision in precisions.items()
+            for way in GROUPS[group][2]
         }
         runs = in_turns(acts, given.rounds)
     file = given.results / "adaptation.json"
     report: dict[str, Figures] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    for group in given.groups:
-        shape, ways = GROUPS[group]
-        about = {"batch": f"{shape[0]} rows of {shape[1]} tokens", "precision": given.precision, **machine()}
-        measured = compared({way: medians(runs[f"{group}: {way}"]) for way in ways}, given.precision)
-        report[group] = {**about, "rounds": given.rounds, "steps": STEPS, **measured}
+    for group, precision in precisions.items():
+        shape, own, ways = GROUPS[group]
+        about = {"batch": f"{shape[0]} rows of {shape[1]} tokens", "precision": precision, **machine()}
+        measured = compared({way: medians(runs[f"{group}: {way}"]) for way in ways}, precision)
+        name = group if precision == own else f"{group}-{precision}"
+        report[name] = {**about, "rounds": given.rounds, "steps": STEPS, **measured}
     write("adaptation", report, given.results)
 
 

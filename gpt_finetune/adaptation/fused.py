@@ -35,14 +35,14 @@ class _AdaptedProduct(torch.autograd.Function):
         ctx.scale = scale
         ctx.save_for_backward(x, weight, down, up, narrow)
         output = nn.functional.linear(rows, weight, bias)
-        return output.addmm_(narrow, up.mT, alpha=scale).view(*x.shape[:-1], -1)
+        return output.addmm_(narrow, up.mT, alpha=scale).view(*x.shape[:-1], len(weight))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Differentiate by x, A and B."""
         x, weight, down, up, narrow = ctx.saved_tensors
-        rows, slopes = x.reshape(-1, x.shape[-1]), slope.reshape(-1, slope.shape[-1])
+        rows, slopes = x.reshape(-1, x.shape[-1]), slope.reshape(-1, len(weight))
         by_narrow = (slopes @ up).mul_(ctx.scale)
         by_x = None
         if ctx.needs_input_grad[0]:

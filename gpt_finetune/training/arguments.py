@@ -50,6 +50,9 @@ class TrainConfig:
             tokens in bfloat16, or has to give way, to dropout at any length: products rounds scores and weights to
             bfloat16 if that is the precision, as eager attention does, and takes a fraction of the time; fused leaves
             it to torch, which keeps scores in float32.
+        recompute: Compute what norms, activations and gates give again in the backward pass instead of keeping it: the
+            same numbers in less memory. Not with gradient_checkpointing, which keeps less still, nor where compile,
+            FSDP or DeepSpeed decide what is kept.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
         compile: Compile the model with torch.compile.
         eval_batch_size: Rows a process in one evaluation pass; null means batch_size. Does not change the figures.
@@ -88,6 +91,7 @@ class TrainConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     residual: Literal["float32", "bfloat16"] = "float32"
     short_attention: Literal["products", "fused"] = "products"
+    recompute: bool = True
     gradient_checkpointing: bool = False
     compile: bool = False
     eval_batch_size: int | None = None
@@ -282,6 +286,7 @@ def training_arguments(
         "bf16": resolve_precision(config.precision, accelerator.type if accelerator else "cpu") == "bfloat16",
         "residual": config.residual,
         "short_attention": config.short_attention,
+        "recompute": config.recompute,
         "activation_checkpointing": config.gradient_checkpointing,
         "torch_compile": config.compile,
         "eval_strategy": "steps" if evaluate and config.eval_steps else "no",

@@ -22,12 +22,14 @@ class ReliableArguments(TrainingArguments):
         halve_on_out_of_memory: See `TrainConfig`.
         residual: See `TrainConfig`.
         short_attention: See `TrainConfig`.
+        recompute: See `TrainConfig`.
     """
 
     bad_steps: str = field(default="stop", metadata={"help": "What to do with steps that are not finite: stop, skip"})
     halve_on_out_of_memory: bool = field(default=False, metadata={"help": "Run batches that do not fit in parts"})
     residual: str = field(default="float32", metadata={"help": "Residual stream under autocast: float32, bfloat16"})
     short_attention: str = field(default="fused", metadata={"help": "Attention to short rows: fused, products"})
+    recompute: bool = field(default=False, metadata={"help": "Compute norms and activations again, keep none"})
 
     @cached_property
     def _setup_devices(self) -> torch.device:

@@ -19,6 +19,7 @@ from gpt_finetune.training.lean import make_lean
 from gpt_finetune.training.memory import MemoryTrainer
 from gpt_finetune.training.muon import is_vector
 from gpt_finetune.training.pairs import PairLoss, decoder_inputs, is_pair
+from gpt_finetune.training.recompute import recomputed
 from gpt_finetune.training.reliable import ReliableTrainer
 from gpt_finetune.training.sampling import GroupedSampler
 from gpt_finetune.training.throughput import Throughput, compute_dtype, matmul_ceiling, peak_memory_mb
@@ -98,6 +99,9 @@ class GPTTrainer(ReliableTrainer, MemoryTrainer):
         self._tokens_per_byte = {"": tokens_per_byte, **{f"eval_{name}_": ratio for name, ratio in named.items()}}
         if not isinstance(eval_tokens_per_byte, Mapping):
             self._tokens_per_byte["eval_"] = eval_tokens_per_byte
+        others = ("gradient_checkpointing", "activation_checkpointing", "torch_compile")  # decide for themselves
+        decided = self.is_fsdp_enabled or self.is_deepspeed_enabled or any(getattr(self.args, o, False) for o in others)
+        self._recomputes = getattr(self.args, "recompute", False) and not decided
         self._flops_per_token: float | None = None
         self._eval_sums = torch.zeros(2, dtype=torch.float64)  # nats, tokens
 
@@ -133,7 +137,8 @@ class GPTTrainer(ReliableTrainer, MemoryTrainer):
         """Compute the loss. A pair's labels are taken away for it, so what its decoder reads is made of them before."""
         if is_pair(self.model) and "labels" in inputs and "decoder_input_ids" not in inputs:
             inputs = {**inputs, **decoder_inputs(self.model, inputs["labels"])}
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        with recomputed(model.training and self._recomputes):
+            return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """Count the items that have a label; of questions with their answers' positions, which Trainer does not."""

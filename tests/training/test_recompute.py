@@ -1,0 +1,156 @@
+"""Outputs of norms and activations computed again: the same gradients to the last bit, and less kept for them."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gpt_finetune.training.arguments import TrainConfig, training_arguments
+from gpt_finetune.training.recompute import recomputed
+from gpt_finetune.training.trainer import GPTTrainer
+
+IDS = torch.arange(2, 50).view(4, 12)
+
+
+def stepped(model: Any, enabled: bool, bf16: bool = False, passes: int = 1) -> list[torch.Tensor]:
+    """Return the loss and all gradients."""
+    model = copy.deepcopy(model).train()
+    torch.manual_seed(0)
+    for _ in range(passes):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16), recomputed(enabled):
+            loss = model(input_ids=IDS, labels=IDS).loss
+        loss.backward()
+    return [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+def kept_bytes(model: Any, enabled: bool, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Count what the graph of one forward pass keeps besides the weights: each storage once."""
+    storages: dict[int, int] = {p.data_ptr(): 0 for p in model.parameters()}
+    true = torch.autograd.graph.saved_tensors_hooks
+
+    def counting(pack: Any, unpack: Any) -> Any:
+        def counted(given: torch.Tensor) -> Any:
+            kept = pack(given)
+            for held in [kept] if isinstance(kept, torch.Tensor) else kept[0].inputs:
+                storages.setdefault(held.data_ptr(), held.untyped_storage().nbytes())
+            return kept
+
+        return true(counted, unpack)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.autograd.graph, "saved_tensors_hooks", counting)
+        if enabled:
+            with recomputed():
+                loss = model(input_ids=IDS, labels=IDS).loss
+        else:
+            with counting(lambda given: given, lambda given: given):
+                loss = model(input_ids=IDS, labels=IDS).loss
+    assert loss.requires_grad
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
+def test_gradients_are_the_same_to_the_last_bit(architecture, bf16, make_model):
+    model = make_model(architecture, attention_dropout=0.1, residual_dropout=0.1)
+    for ours, ever in zip(stepped(model, True, bf16, 2), stepped(model, False, bf16, 2), strict=True):
+        assert torch.equal(ours, ever)
+
+
+@pytest.mark.parametrize(("architecture", "share"), [("gpt2", 0.85), ("llama", 0.8), ("gemma3", 0.85), ("gpt1", 0.9)])
+def test_less_is_kept(architecture, share, make_model, monkeypatch):
+    model = make_model(architecture).train()
+    assert kept_bytes(model, True, monkeypatch) < share * kept_bytes(model, False, monkeypatch)
+
+
+def test_nothing_is_kept_twice(architecture, make_model, monkeypatch):
+    model = make_model(architecture).train()
+    assert kept_bytes(model, True, monkeypatch) <= kept_bytes(model, False, monkeypatch)
+
+
+def test_a_graph_can_be_gone_through_twice(make_model):
+    model = make_model("llama").train()
+    with recomputed():
+        loss = model(input_ids=IDS, labels=IDS, skip_logits=False).logits.square().mean()
+    first = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+    assert all(map(torch.equal, first, torch.autograd.grad(loss, list(model.parameters()))))
+
+
+def test_what_was_overwritten_is_an_error_not_a_wrong_gradient():
+    act, linear = nn.GELU(), nn.Linear(4, 4)
+    with recomputed():
+        inner = linear(torch.ones(2, 4))
+        output = linear(act(inner))
+    with torch.no_grad():
+        inner.add_(1)
+    with pytest.raises(RuntimeError, match="an input of GELU"):
+        output.sum().backward()
+
+
+def test_an_output_that_is_changed_is_kept_as_it_is():
+    linear = nn.Linear(4, 4)
+    slopes = []
+    for enabled in (True, False):
+        x = torch.ones(2, 4, requires_grad=True)
+        with recomputed(enabled):
+            inner = nn.functional.linear(x, torch.eye(4))
+            output = linear(nn.functional.dropout(nn.GELU()(inner), 0.0).add_(1))
+        linear.zero_grad()
+        output.square().sum().backward()
+        slopes.append(linear.weight.grad.clone())
+    assert torch.equal(*slopes)
+
+
+def test_an_address_that_is_used_again_is_not_mistaken():
+    norm, linear = nn.LayerNorm(256), nn.Linear(256, 256)
+    x = torch.randn(64, 256, requires_grad=True)
+    with recomputed():
+        place = norm(x).data_ptr()  # let go at once
+        others = [(x * factor) for factor in range(1, 9)]
+        output = sum(linear(other) for other in others)
+    output.sum().backward()
+    wanted = sum(other.detach().sum(0) for other in others).expand(256, 256)
+    torch.testing.assert_close(linear.weight.grad, wanted, rtol=1e-4, atol=1e-4)
+    assert place  # most often one of the others has it; then it must not be taken for the norm's
+
+
+def test_hooks_go_with_the_pass():
+    before = len(torch.nn.modules.module._global_forward_hooks)
+    with pytest.raises(ZeroDivisionError), recomputed():
+        assert len(torch.nn.modules.module._global_forward_hooks) == before + 1
+        raise ZeroDivisionError
+    assert len(torch.nn.modules.module._global_forward_hooks) == before
+
+
+def test_adapters_train_the_same(make_model):
+    sys.path.insert(0, str(Path(__file__).parents[1] / "adaptation"))
+    from adapting import adapted
+
+    model = adapted(make_model("llama"))
+    for ours, ever in zip(stepped(model, True), stepped(model, False), strict=True):
+        assert torch.equal(ours, ever)
+
+
+@pytest.mark.parametrize(
+    ("fields", "used"),
+    [({}, True), ({"recompute": False}, False), ({"gradient_checkpointing": True}, False)],
+    ids=["default", "off", "checkpointing"],
+)
+def test_the_trainer_uses_it(fields, used, make_model, tmp_path, monkeypatch):
+    from gpt_finetune.training import trainer
+
+    seen = []
+    monkeypatch.setattr(trainer, "recomputed", lambda enabled: seen.append(enabled) or recomputed(enabled))
+    config = TrainConfig(max_steps=2, batch_size=4, warmup_steps=0, log_steps=1, precision="float32", **fields)
+    rows = [{"input_ids": row, "labels": row} for row in IDS]
+    GPTTrainer(
+        model=make_model("llama"),
+        args=training_arguments(config, tmp_path, disable_tqdm=True),
+        train_dataset=rows,
+    ).train()
+    assert seen == [used] * 2
