@@ -61,7 +61,7 @@ class FusedLoraLinear(Linear):
             return super().forward(x, *args, **kwargs)
         down, up, kind = self.lora_A[name].weight, self.lora_B[name].weight, x.device.type
         given = [x, self.base_layer.weight, self.base_layer.bias, down, up]
-        if torch.is_autocast_enabled(kind):
+        if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:  # which autocast leaves alone
             dtype = torch.get_autocast_dtype(kind)
             given = [each if each is None else each.to(dtype) for each in given]
         present = [each for each in given if each is not None]
@@ -79,9 +79,17 @@ class FusedLoraLinear(Linear):
         base = self.base_layer
         if type(base) is not nn.Linear or name not in self.lora_A or name in self.lora_variant:
             return None
+        if any(map(_is_watched, (base, self.lora_A[name], self.lora_B[name]))):
+            return None
         drops = self.training and not isinstance(self.lora_dropout[name], nn.Identity)
         trained = any(each.requires_grad for each in base.parameters())
         return None if drops or trained or self.lora_B[name].bias is not None else name
+
+
+def _is_watched(layer: nn.Module) -> bool:
+    """Tell whether somebody wants to see, or has replaced, what a layer computes by itself."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return any(hooks) or "forward" in layer.__dict__
 
 
 def fuse(adapted: nn.Module) -> None:

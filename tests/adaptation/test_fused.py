@@ -106,6 +106,10 @@ def _two(layer: Any) -> None:
     layer.set_adapter(["default", "second"])
 
 
+def _replaced(layer: Any) -> None:
+    layer.lora_A["default"].forward = lambda x: x[..., :4]
+
+
 def _trained_base(layer: Any) -> None:
     layer.base_layer.bias.requires_grad_(True)
 
@@ -121,6 +125,10 @@ def _trained_base(layer: Any) -> None:
         pytest.param({}, lambda layer: layer.merge(), id="merged"),
         pytest.param({}, lambda layer: layer.enable_adapters(False), id="disabled"),
         pytest.param({}, lambda layer: layer.lora_A.to(torch.float64), id="two precisions"),
+        pytest.param({}, lambda layer: layer.base_layer.register_forward_hook(lambda *_: None), id="watched"),
+        pytest.param(
+            {}, lambda layer: setattr(layer.lora_A["default"], "forward", lambda x: x[..., :4]), id="replaced"
+        ),
     ],
 )
 def test_what_it_has_not_is_computed_by_peft(options, change):
