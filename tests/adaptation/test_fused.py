@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from adapting import adapted, fit
+from adapting import IDS, adapted, fit
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear
 from torch import nn
 
 from gpt_finetune.adaptation.fused import FusedLoraLinear, fuse
+from gpt_finetune.training.recompute import recomputed
 
 FUSED = "_AdaptedProductBackward"
 
@@ -99,6 +100,15 @@ def test_a_model_trains_as_with_pefts_layers(make_model):
         if type(module) is FusedLoraLinear:
             module.__class__ = Linear
     torch.testing.assert_close(torch.tensor(fit(ours)), torch.tensor(fit(theirs)), rtol=1e-5, atol=1e-5)
+
+
+def test_slopes_stay_where_norms_and_gates_are_computed_again(make_model):
+    model, found = adapted(make_model("llama")).train(), []
+    for enabled in (True, False):
+        with recomputed(enabled):
+            loss = model(input_ids=IDS, labels=IDS).loss
+        found.append(torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad]))
+    assert all(map(torch.equal, *found))
 
 
 def _two(layer: Any) -> None:
