@@ -21,6 +21,7 @@ from gpt_finetune.model.layers_gpt import Gate, QuickGELU
 
 # What keeps its inputs for its own slope, and draws no random numbers. ReLU keeps its output: nothing would be saved.
 CHEAP: tuple[type[nn.Module], ...] = (nn.LayerNorm, nn.RMSNorm, nn.GELU, nn.SiLU, QuickGELU, Gate)
+LARGE = 2**20  # bytes of an output from which on it pays: the room that smaller ones take is not worth the time
 
 
 class _Again:
@@ -76,11 +77,14 @@ class _Again:
 
 
 @contextmanager
-def recomputed(enabled: bool = True) -> Iterator[None]:
+def recomputed(enabled: bool = True, least: int = LARGE) -> Iterator[None]:
     """Keep, of what is computed within, no output of a norm, an activation or a gate for the backward pass.
+
+    Of what is kept as ever autograd does not notice here when it is overwritten: it does not where hooks keep it.
 
     Args:
         enabled: Whether to; else everything is kept as ever.
+        least: Bytes of an output to compute again; smaller ones are kept.
     """
     if not enabled:
         yield
@@ -90,7 +94,7 @@ def recomputed(enabled: bool = True) -> Iterator[None]:
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if not isinstance(module, CHEAP) or type(output) is not torch.Tensor or not output.requires_grad:
             return
-        if all(type(given) is torch.Tensor for given in inputs):
+        if output.nbytes >= least and all(type(given) is torch.Tensor for given in inputs):
             made[output.data_ptr()] = _Again(module, inputs, output)
 
     def pack(given: torch.Tensor) -> Any:

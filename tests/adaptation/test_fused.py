@@ -105,7 +105,7 @@ def test_a_model_trains_as_with_pefts_layers(make_model):
 def test_slopes_stay_where_norms_and_gates_are_computed_again(make_model):
     model, found = adapted(make_model("llama")).train(), []
     for enabled in (True, False):
-        with recomputed(enabled):
+        with recomputed(enabled, least=0):
             loss = model(input_ids=IDS, labels=IDS).loss
         found.append(torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad]))
     assert all(map(torch.equal, *found))

@@ -21,7 +21,7 @@ def stepped(model: Any, enabled: bool, bf16: bool = False, passes: int = 1) -> l
     model = copy.deepcopy(model).train()
     torch.manual_seed(0)
     for _ in range(passes):
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16), recomputed(enabled):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16), recomputed(enabled, least=0):
             loss = model(input_ids=IDS, labels=IDS).loss
         loss.backward()
     return [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
@@ -44,7 +44,7 @@ def kept_bytes(model: Any, enabled: bool, monkeypatch: pytest.MonkeyPatch) -> in
     with monkeypatch.context() as patch:
         patch.setattr(torch.autograd.graph, "saved_tensors_hooks", counting)
         if enabled:
-            with recomputed():
+            with recomputed(least=0):
                 loss = model(input_ids=IDS, labels=IDS).loss
         else:
             with counting(lambda given: given, lambda given: given):
@@ -73,7 +73,7 @@ def test_nothing_is_kept_twice(architecture, make_model, monkeypatch):
 
 def test_a_graph_can_be_gone_through_twice(make_model):
     model = make_model("llama").train()
-    with recomputed():
+    with recomputed(least=0):
         loss = model(input_ids=IDS, labels=IDS, skip_logits=False).logits.square().mean()
     first = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
     assert all(map(torch.equal, first, torch.autograd.grad(loss, list(model.parameters()))))
@@ -81,7 +81,7 @@ def test_a_graph_can_be_gone_through_twice(make_model):
 
 def test_what_was_overwritten_is_an_error_not_a_wrong_gradient():
     act, linear = nn.GELU(), nn.Linear(4, 4)
-    with recomputed():
+    with recomputed(least=0):
         inner = linear(torch.ones(2, 4))
         output = linear(act(inner))
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_an_output_that_is_changed_is_kept_as_it_is():
     slopes = []
     for enabled in (True, False):
         x = torch.ones(2, 4, requires_grad=True)
-        with recomputed(enabled):
+        with recomputed(enabled, least=0):
             inner = nn.functional.linear(x, torch.eye(4))
             output = linear(nn.functional.dropout(nn.GELU()(inner), 0.0).add_(1))
         linear.zero_grad()
@@ -107,7 +107,7 @@ def test_an_output_that_is_changed_is_kept_as_it_is():
 def test_an_address_that_is_used_again_is_not_mistaken():
     norm, linear = nn.LayerNorm(256), nn.Linear(256, 256)
     x = torch.randn(64, 256, requires_grad=True)
-    with recomputed():
+    with recomputed(least=0):
         place = norm(x).data_ptr()  # let go at once
         others = [(x * factor) for factor in range(1, 9)]
         output = sum(linear(other) for other in others)
@@ -117,9 +117,20 @@ def test_an_address_that_is_used_again_is_not_mistaken():
     assert place  # most often one of the others has it; then it must not be taken for the norm's
 
 
+@pytest.mark.parametrize(("least", "again"), [(0, True), (32, True), (33, False)])
+def test_small_outputs_are_kept(least, again, monkeypatch):
+    linear, act, computed = nn.Linear(4, 4), nn.GELU(), []
+    with recomputed(least=least):
+        output = nn.functional.linear(act(linear(torch.ones(2, 4))), linear.weight)
+    forward = act.forward
+    monkeypatch.setattr(act, "forward", lambda given: computed.append(given) or forward(given))
+    output.sum().backward()
+    assert len(computed) == again
+
+
 def test_hooks_go_with_the_pass():
     before = len(torch.nn.modules.module._global_forward_hooks)
-    with pytest.raises(ZeroDivisionError), recomputed():
+    with pytest.raises(ZeroDivisionError), recomputed(least=0):
         assert len(torch.nn.modules.module._global_forward_hooks) == before + 1
         raise ZeroDivisionError
     assert len(torch.nn.modules.module._global_forward_hooks) == before
