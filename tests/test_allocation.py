@@ -203,7 +203,6 @@ print(keep_memory(), len(bytes(2**28)))
 def test_each_recipe_asks_before_torch_is_there():
     code = """
 import sys
-from pathlib import Path
 from dataclasses import dataclass
 from gpt_finetune import config
 
@@ -220,7 +219,6 @@ config.run(lambda config: None, Nothing, [])
 def test_elsewhere_nothing_is_done():
     code = """
 import sys
-from pathlib import Path
 from gpt_finetune.allocation import keep_memory, return_holes
 sys.platform = "win32"
 print(keep_memory(), return_holes())

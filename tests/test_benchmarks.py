@@ -11,6 +11,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from support import ROOT
 
+from gpt_finetune.allocation import TUNABLES
+
 SCRIPTS = ["data", "loss", "loss_per_minute", "precision", "scaling", "startup", "table", "training"]
 
 
@@ -111,6 +113,14 @@ def test_ways_do_the_same_work(load, monkeypatch, tmp_path, precision):
     assert loss["ours, bare loop"] == pytest.approx(loss["transformers"], abs=LOSSES_AGREE[precision])
     assert loss["ours, as Llama"] == pytest.approx(loss["transformers Llama"], abs=LOSSES_AGREE[precision])
     assert abs(loss["transformers"] - math.log(size.vocabulary)) > 1e-4  # it has learned something, or forgotten
+
+
+def test_memory_is_kept_as_recipes_keep_it(load):
+    load("training")
+    from peers.measuring import ENVIRONMENTS
+
+    told = dict(pair.split("=") for pair in ENVIRONMENTS["kept memory"]["GLIBC_TUNABLES"].split(":"))
+    assert told == TUNABLES  # written out there, where nothing of ours is imported
 
 
 def test_every_way_names_what_exists(load):

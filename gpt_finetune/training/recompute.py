@@ -9,8 +9,9 @@ no number changes.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,8 +59,8 @@ class _Again:
             and output._version == self.version
         )
 
-    def compute(self) -> torch.Tensor:
-        """Return the output; it is let go when all have had it that took it in the forward pass.
+    def compute(self, shape: torch.Size) -> torch.Tensor:
+        """Return the output in the shape that a taker had it in; it is let go when all takers have had it.
 
         Raises:
             RuntimeError: An input has been overwritten since.
@@ -73,14 +74,21 @@ class _Again:
         value, self.left = self.value, self.left - 1
         if self.left <= 0:
             self.value = None
-        return value
+        return value.view(shape)
+
+
+def _unchanged(given: torch.Tensor, version: int) -> torch.Tensor:
+    """Return what was kept, if it is what it was, which autograd does not ask where hooks keep it."""
+    if given._version != version:
+        raise RuntimeError(
+            f"a tensor {tuple(given.shape)} was modified by an inplace operation before the backward pass"
+        )
+    return given
 
 
 @contextmanager
 def recomputed(enabled: bool = True, least: int = LARGE) -> Iterator[None]:
     """Keep, of what is computed within, no output of a norm, an activation or a gate for the backward pass.
-
-    Of what is kept as ever autograd does not notice here when it is overwritten: it does not where hooks keep it.
 
     Args:
         enabled: Whether to; else everything is kept as ever.
@@ -97,22 +105,16 @@ def recomputed(enabled: bool = True, least: int = LARGE) -> Iterator[None]:
         if output.nbytes >= least and all(type(given) is torch.Tensor for given in inputs):
             made[output.data_ptr()] = _Again(module, inputs, output)
 
-    def pack(given: torch.Tensor) -> Any:
+    def pack(given: torch.Tensor) -> Callable[[], torch.Tensor]:
         again = made.get(given.data_ptr()) if type(given) is torch.Tensor else None
         if again is None or not again.is_of(given):
-            return given
+            return partial(_unchanged, given, given._version)
         again.takers += 1
-        return again, given.shape
-
-    def unpack(kept: Any) -> torch.Tensor:
-        if isinstance(kept, tuple):
-            again, shape = kept
-            return again.compute().view(shape)
-        return kept
+        return partial(again.compute, given.shape)
 
     handle = register_module_forward_hook(note)
     try:
-        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept()):
             yield
     finally:
         handle.remove()

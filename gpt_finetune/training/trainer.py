@@ -99,8 +99,8 @@ class GPTTrainer(ReliableTrainer, MemoryTrainer):
         self._tokens_per_byte = {"": tokens_per_byte, **{f"eval_{name}_": ratio for name, ratio in named.items()}}
         if not isinstance(eval_tokens_per_byte, Mapping):
             self._tokens_per_byte["eval_"] = eval_tokens_per_byte
-        others = ("gradient_checkpointing", "activation_checkpointing", "torch_compile")  # decide for themselves
-        decided = self.is_fsdp_enabled or self.is_deepspeed_enabled or any(getattr(self.args, o, False) for o in others)
+        decided = self.args.activation_checkpointing or self.args.torch_compile  # what is kept
+        decided = decided or self.is_fsdp_enabled or self.is_deepspeed_enabled
         self._recomputes = getattr(self.args, "recompute", False) and not decided
         self._flops_per_token: float | None = None
         self._eval_sums = torch.zeros(2, dtype=torch.float64)  # nats, tokens

@@ -50,7 +50,7 @@ def derived(layer: Any, x: torch.Tensor) -> list[torch.Tensor]:
 @pytest.mark.parametrize("bias", [True, False])
 def test_values_and_slopes_are_those_of_peft(bias, shape):
     layer, x = a_layer(bias), torch.randn(shape)
-    assert type(layer(x.requires_grad_(True)).grad_fn).__name__ in (FUSED, "ViewBackward0")
+    assert type(layer(x.requires_grad_(True)).grad_fn).__name__ == FUSED
     for ours, theirs in zip(derived(layer, x.detach()), derived(as_peft_has_it(layer), x.detach()), strict=True):
         assert ours.dtype == theirs.dtype
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -161,7 +161,7 @@ def test_dropout_counts_in_training_only():
     layer = a_layer(lora_dropout=0.5).eval()
     x = torch.randn(3, 24)
     torch.testing.assert_close(layer(x), as_peft_has_it(layer)(x), rtol=1e-5, atol=1e-5)
-    assert FUSED in str(layer(x).grad_fn) or FUSED in str(layer(x).grad_fn.next_functions)
+    assert type(layer(x).grad_fn).__name__ == FUSED
 
 
 def test_it_keeps_its_input_and_the_narrow_product_only():

@@ -35,7 +35,8 @@ def kept_bytes(model: Any, enabled: bool, monkeypatch: pytest.MonkeyPatch) -> in
     def counting(pack: Any, unpack: Any) -> Any:
         def counted(given: torch.Tensor) -> Any:
             kept = pack(given)
-            for held in [kept] if isinstance(kept, torch.Tensor) else kept[0].inputs:
+            again = getattr(getattr(kept, "func", None), "__self__", None)
+            for held in [given] if again is None else again.inputs:
                 storages.setdefault(held.data_ptr(), held.untyped_storage().nbytes())
             return kept
 
@@ -87,6 +88,18 @@ def test_what_was_overwritten_is_an_error_not_a_wrong_gradient():
     with torch.no_grad():
         inner.add_(1)
     with pytest.raises(RuntimeError, match="an input of GELU"):
+        output.sum().backward()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_so_it_is_of_what_is_kept(enabled):
+    x = torch.ones(2, 4, requires_grad=True)
+    with recomputed(enabled, least=0):
+        inner = x * 2
+        output = inner * inner
+    with torch.no_grad():
+        inner.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.sum().backward()
 
 
