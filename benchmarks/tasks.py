@@ -150,7 +150,9 @@ def gathered(task: Task) -> dict[str, Any] | None:
 def held_out(receipt: dict[str, Any]) -> int:
     """Return how many texts the figures are of."""
     section = receipt["task"]
-    return int(section.get("prompts") or receipt["data"]["ledger"]["total"]["examples"]["validation"])
+    pooled = {told["pooled_n"] for told in section["baselines"].values() if "pooled_n" in told}  # of all folds
+    counted = section.get("prompts") or next(iter(pooled), None)
+    return int(counted or receipt["data"]["ledger"]["total"]["examples"]["validation"])
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:

@@ -131,8 +131,7 @@ def flex_with_sinks(
     # compiled for a CPU, flex attention does not return L
     attend = flex_attention if query.device.type == "cpu" else compile_friendly_flex_attention
     options = {"enable_gqa": True, "scale": scaling, "return_aux": AuxRequest(lse=True)}
-    if attend is not flex_attention:
-        options["training"] = module.training
+    options |= {} if attend is flex_attention else {"training": module.training}
     mixed, aux = attend(query, key, value, block_mask=attention_mask, **options)  # (B, H, T, K), lse (B, H, T)
     left = torch.sigmoid(aux.lse - s_aux[:, None]).to(mixed.dtype)
     return (mixed * left[..., None]).transpose(1, 2).contiguous(), None
@@ -248,26 +247,24 @@ class _Products(torch.autograd.Function):
         dropout: float,
         spans: list[tuple[slice, slice]],
     ) -> torch.Tensor:
-        """Keep the weights of each span, (N, its queries, its keys), and which of them stay, for the backward pass."""
-        ctx.scale, ctx.spans, ctx.dropout, mixed, saved = scale, spans, dropout, torch.empty_like(query), []
+        """Keep no weights: as in flash attention (arXiv:2205.14135, section 3.1) the backward pass has them again."""
+        ctx.scale, ctx.spans, ctx.dropout, mixed, drawn = scale, spans, dropout, torch.empty_like(query), []
         for rows, keys in spans:
-            seen = query.new_zeros(()) if mask is None else mask[:, rows, keys]
-            weights = torch.baddbmm(seen, query[:, rows], key[:, keys].mT, beta=float(mask is not None), alpha=scale)
-            torch.softmax(weights, -1, out=weights)  # within, it is float32
-            kept = draw_kept(weights.shape, dropout) if dropout else None
-            saved += [weights, kept]
-            mixed[:, rows] = torch.bmm(weights if kept is None else weights * kept, value[:, keys])
-        ctx.save_for_backward(query, key, value, *saved)
+            weights = weigh(query[:, rows], key[:, keys], mask if mask is None else mask[..., rows, keys], scale)
+            drawn.append(draw_kept(weights.shape, dropout) if dropout else None)
+            mixed[:, rows] = torch.bmm(weights if drawn[-1] is None else weights * drawn[-1], value[:, keys])
+        ctx.save_for_backward(query, key, value, mask, *drawn)
         return mixed.mul_(growth(dropout)) if dropout else mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Differentiate by query, key and value; what several spans add to a key is summed in float32."""
-        query, key, value, *saved = ctx.saved_tensors
+        query, key, value, mask, *drawn = ctx.saved_tensors
         slope = slope * growth(ctx.dropout) if ctx.dropout else slope
         by_query, by_key, by_value = torch.empty_like(query), *(torch.zeros(key.shape) for _ in range(2))
-        for (rows, keys), weights, kept in zip(ctx.spans, saved[::2], saved[1::2], strict=True):
+        for (rows, keys), kept in zip(ctx.spans, drawn, strict=True):
+            weights = weigh(query[:, rows], key[:, keys], mask if mask is None else mask[..., rows, keys], ctx.scale)
             by_weights, used = torch.bmm(slope[:, rows], value[:, keys].mT), weights
             if kept is not None:
                 by_weights, used = by_weights.mul_(kept), weights * kept
@@ -276,6 +273,13 @@ class _Products(torch.autograd.Function):
             by_key[:, keys] += torch.bmm(scores.mT, query[:, rows])
             by_value[:, keys] += torch.bmm(used.mT, slope[:, rows])
         return by_query, by_key.mul_(ctx.scale).to(key.dtype), by_value.to(value.dtype), None, None, None, None
+
+
+def weigh(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scale: float) -> torch.Tensor:
+    """Return softmax(scale Q K^T + mask): (N, T, K), (N, S, K), (B, H, T, S) -> (N, T, S), N = B * H."""
+    seen = query.new_zeros(()) if mask is None else mask.flatten(0, 1)  # no copy where all rows share it
+    scores = torch.baddbmm(seen, query, key.mT, beta=float(mask is not None), alpha=scale)
+    return torch.softmax(scores, -1, out=scores)  # within, it is float32
 
 
 def dtype_of_products(query: torch.Tensor, keys: int, dropout: float, window: int | None) -> torch.dtype | None:
@@ -293,8 +297,8 @@ def or_by_products(attend: Callable[..., Any]) -> Callable[..., Any]:
     """Make a backend train by plain matrix products where that is faster, and a layer is told so (`by_products`).
 
     On a CPU in bfloat16 the backward pass of torch's fused kernel takes several times as long on short rows. Scores and
-    weights are rounded to bfloat16 here, as eager attention rounds them, and (B, H, T, S) weights are kept. Dropout the
-    fused kernel does not have there: torch keeps them all as well, whatever the precision and the length.
+    weights are rounded to bfloat16 here, as eager attention rounds them. Dropout the fused kernel does not have there:
+    torch keeps all weights, whatever the precision and the length, and here which of them stay is kept, (B, H, T, S).
     """
 
     @functools.wraps(attend)
@@ -338,7 +342,7 @@ def spans_of_keys(module: nn.Module, mask: torch.Tensor | None, tokens: int, key
 def additive_mask(
     module: nn.Module, mask: torch.Tensor | None, shape: torch.Size, keys: int, dtype: torch.dtype
 ) -> torch.Tensor | None:
-    """Return what is added to the scores, (B * H, T, S) without copies where all rows share it, or None."""
+    """Return what is added to the scores, (B, H, T, S) in the room of what they share, or None."""
     lowest = torch.finfo(dtype).min
     if mask is None and not module.is_causal:
         return None
@@ -346,7 +350,7 @@ def additive_mask(
         mask = torch.full((1, 1, shape[2], keys), lowest, dtype=dtype).triu_(1)
     elif mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, lowest)
-    return mask.to(dtype).expand(*shape[:3], keys).flatten(0, 1)
+    return mask.to(dtype).expand(*shape[:3], keys)
 
 
 # transformers' function for an `attn_implementation` -> ours, where that is not the best

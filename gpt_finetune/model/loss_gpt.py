@@ -229,19 +229,23 @@ def differentiate_narrow_(logits: torch.Tensor, targets: torch.Tensor) -> tuple[
     return torch.where(right > 0.5, -torch.log1p(-others), -right.log()), -others
 
 
+def has_tiles() -> bool:
+    """Tell whether the CPU multiplies bfloat16 in tiles (AMX), which want other layouts than vectors (AVX-512) do."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
 def product_over_tokens(derivatives: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """Return what the logits' derivatives mean for hidden states: (C, V), (V, D) -> (C, D).
 
-    A CPU's product over a long dimension leaves half of its cores idle, for most C; in shares side by side it does not.
-    They are summed in float32.
+    In tiles, a product over a long dimension leaves half of the cores idle, for most C; in shares side by side, summed
+    in float32, it does not, for the price of a copy.
     """
-    if derivatives.device.type != "cpu" or derivatives.dtype != torch.bfloat16 or len(matrix) < MANY:
+    if derivatives.device.type != "cpu" or derivatives.dtype != torch.bfloat16 or len(matrix) < MANY or not has_tiles():
         return derivatives @ matrix
-    share, rest = divmod(len(matrix), SHARES)
-    end = len(matrix) - rest
-    left = derivatives[:, :end].unflatten(1, (SHARES, share)).transpose(0, 1)
-    found = torch.bmm(left, matrix[:end].unflatten(0, (SHARES, share))).sum(0, dtype=torch.float32)
-    return found.add_(derivatives[:, end:] @ matrix[end:]) if rest else found
+    end = len(matrix) // SHARES * SHARES
+    left = derivatives[:, :end].unflatten(1, (SHARES, -1)).transpose(0, 1)
+    found = torch.bmm(left, matrix[:end].unflatten(0, (SHARES, -1))).sum(0, dtype=torch.float32)
+    return found.add_(derivatives[:, end:] @ matrix[end:]) if end < len(matrix) else found
 
 
 class _LinearLoss(torch.autograd.Function):
@@ -260,13 +264,11 @@ class _LinearLoss(torch.autograd.Function):
         """Go through the pieces; sums are float32 whatever the products are computed in."""
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        exact = dtype == torch.float32
         matrix, step = weight.to(dtype), even_pieces(len(hidden), rows_at_once(len(weight), dtype))
-        columns, narrow = matrix.t(), False
-        if device == "cpu" and dtype == torch.bfloat16 and not torch.compiler.is_compiling():
-            if len(hidden) >= ENOUGH:
-                columns = columns.contiguous()  # the product takes half as long
-            narrow = bias is None and terms == Terms() and any(ctx.needs_input_grad[:2])
+        quick = device == "cpu" and dtype == torch.bfloat16 and not torch.compiler.is_compiling()
+        narrow = quick and bias is None and terms == Terms() and any(ctx.needs_input_grad[:2])
+        anew = quick and len(hidden) >= ENOUGH and has_tiles()  # the product takes half as long
+        columns = matrix.t().contiguous() if anew else matrix.t()
         buffer = hidden.new_empty((min(step, len(hidden)), len(weight)), dtype=dtype)
         wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]
         grads = [
@@ -292,7 +294,7 @@ class _LinearLoss(torch.autograd.Function):
                     if slopes is not None:  # most of it, and so not rounded
                         grads[0][here] += slopes * weight[targets[here]]
                     grads[0][here] *= mine
-                if grads[1] is not None and exact:
+                if grads[1] is not None and dtype == torch.float32:
                     torch.addmm(grads[1], logits.t(), rows * mine, out=grads[1])
                 elif grads[1] is not None:
                     rows = rows * mine.to(dtype)

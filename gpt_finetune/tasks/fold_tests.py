@@ -66,6 +66,32 @@ def compare_pooled(tasks: Sequence[Mapping[str, Any]], problem: str, leading: st
     return {name: {"test": test, "p": p, "pooled_n": len(ours)} for name, p in values.items()}
 
 
+def measure_pooled(
+    tasks: Sequence[Mapping[str, Any]], problem: str, leading: str, confusion: np.ndarray | None = None
+) -> dict[str, tuple[float, float]]:
+    """Say how sure figures over the texts of all folds are, by bootstrap.
+
+    Args:
+        tasks: The task's section of each fold's receipt.
+        problem: What the labels mean.
+        leading: Name of the figure that leads.
+        confusion: Texts of all folds by right label and predicted one (L, L), where each has one.
+
+    Returns:
+        Figure -> ends of its 95% interval: what parts and wholes make up, and macro F1 from the confusion matrix.
+    """
+    samples = max(int(task.get("resamples") or 1000) for task in tasks)
+    found = {}
+    kept = [written for task in tasks if (written := (task.get("by_text") or {}).get(OURS))]
+    if len(kept) == len(tasks):
+        name = "accuracy" if problem == SINGLE else leading
+        found[name] = scores.interval(_draws(np.concatenate([read_by_text(each) for each in kept]), samples))
+    if confusion is not None:
+        right, said = (np.repeat(side.ravel(), confusion.ravel()) for side in np.indices(confusion.shape))
+        found["macro_f1"] = scores.interval(scores.bootstrap(scores.macro_f1, said, right, samples, seed=0))
+    return found
+
+
 def _draws(counts: np.ndarray, samples: int) -> np.ndarray:
     """Return the figure of texts drawn with replacement, on equal draws for equal numbers of texts."""
     sums = resample(counts, samples, seed=0)

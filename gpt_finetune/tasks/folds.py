@@ -24,7 +24,7 @@ from gpt_finetune.checkpoints import find_whole
 from gpt_finetune.config import to_yaml
 from gpt_finetune.errors import InputError
 from gpt_finetune.tasks.config import FIGURES, SINGLE
-from gpt_finetune.tasks.fold_tests import compare_pooled
+from gpt_finetune.tasks.fold_tests import compare_pooled, measure_pooled
 from gpt_finetune.training.run import OF_ONE_COMMAND, RECEIPT, Run
 
 log = logging.getLogger(__name__)
@@ -169,11 +169,13 @@ def pool(receipts: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[st
         "folds": {"names": list(names), "figures": spread},
     }
     alike = all(each.get("labels") == tasks[0].get("labels") for each in tasks)
+    counts = None
     if alike and all(each.get("confusion") for each in tasks):
         counts = np.sum([each["confusion"] for each in tasks], axis=0)
         task["confusion"] = counts.tolist()
         if problem == SINGLE:
             task["by_label"] = by_label(counts, tasks[0]["labels"])
+    task["intervals"] = measure_pooled(tasks, problem, FIGURES[problem][0], counts if problem == SINGLE else None)
     data = [receipt.get("data") or {} for receipt in receipts]
     return {
         "model": receipts[0].get("model") or {},

@@ -1,9 +1,10 @@
-"""Outputs of norms and activations computed again in the backward pass, instead of kept until then.
+"""Outputs of norms and activations, and casts of weights, computed again in the backward pass instead of kept.
 
 A norm keeps its input, and the product behind it keeps its output; so do an activation and a gate. The output follows
 from the input in one pass over memory, which is little beside the product (selective recomputation, which Korthikanti
-et al. 2022, arXiv:2205.05198, section 5, describe for attention). What is computed again is computed in the same way:
-no number changes.
+et al. 2022, arXiv:2205.05198, section 5, describe for attention). Autocast's copies of the weights would be kept too,
+two bytes a parameter; the weights are there anyway. What is computed again is computed in the same way: no number
+changes.
 """
 
 from __future__ import annotations
@@ -77,6 +78,22 @@ class _Again:
         return value.view(shape)
 
 
+def _weight_behind(given: torch.Tensor) -> torch.Tensor | None:
+    """Return the parameter that a tensor, or what it is a view of, is autocast's copy of; None if it is of none."""
+    copy = given if given._base is None else given._base
+    if copy.grad_fn is None or copy.grad_fn.name() != "ToCopyBackward0":
+        return None
+    (source, _), *_ = copy.grad_fn.next_functions
+    weight = getattr(source, "variable", None)  # of what adds up a leaf's gradient
+    alike = weight is not None and type(weight.data) is torch.Tensor and weight.stride() == copy.stride()
+    return weight if alike else None
+
+
+def _cast(weight: torch.Tensor, version: int, dtype: torch.dtype, layout: tuple[Any, ...]) -> torch.Tensor:
+    """Return a weight in another precision once more, and the view of it that was taken."""
+    return _unchanged(weight.detach(), version).to(dtype).as_strided(*layout)
+
+
 def _unchanged(given: torch.Tensor, version: int) -> torch.Tensor:
     """Return what was kept, if it is what it was, which autograd does not ask where hooks keep it."""
     if given._version != version:
@@ -88,11 +105,11 @@ def _unchanged(given: torch.Tensor, version: int) -> torch.Tensor:
 
 @contextmanager
 def recomputed(enabled: bool = True, least: int = LARGE) -> Iterator[None]:
-    """Keep, of what is computed within, no output of a norm, an activation or a gate for the backward pass.
+    """Keep no output of a norm, an activation or a gate, and no copy of a weight, for the backward pass.
 
     Args:
         enabled: Whether to; else everything is kept as ever.
-        least: Bytes of an output to compute again; smaller ones are kept.
+        least: Bytes of what to compute again; what is smaller is kept.
     """
     if not enabled:
         yield
@@ -104,8 +121,12 @@ def recomputed(enabled: bool = True, least: int = LARGE) -> Iterator[None]:
             return
         if output.nbytes >= least and all(type(given) is torch.Tensor for given in inputs):
             made[output.data_ptr()] = _Again(module, inputs, output)
+            torch.clear_autocast_cache()  # of copies that nobody will ask for in this pass
 
     def pack(given: torch.Tensor) -> Callable[[], torch.Tensor]:
+        if type(given) is torch.Tensor and given.nbytes >= least and (weight := _weight_behind(given)) is not None:
+            layout = given.size(), given.stride(), given.storage_offset()
+            return partial(_cast, weight, weight._version, given.dtype, layout)
         again = made.get(given.data_ptr()) if type(given) is torch.Tensor else None
         if again is None or not again.is_of(given):
             return partial(_unchanged, given, given._version)

@@ -57,6 +57,24 @@ def test_products_are_attention_in_exact_arithmetic(make_config, monkeypatch, ma
         torch.testing.assert_close(one, other, **EXACT)
 
 
+@pytest.mark.parametrize("mask", ["causal", "boolean", "one for all queries"])
+def test_no_weights_are_kept(make_config, monkeypatch, mask):
+    """Queries, keys and values in bfloat16, (3, 4, 64, 16), and a mask that all heads share."""
+    layer, kept = attention(make_config), {}
+    layer.by_products, seen = True, calls(monkeypatch)
+    query, key, value = (torch.randn(3, 4, 64, 16, requires_grad=True) for _ in range(3))
+
+    def note(given):
+        kept[given.data_ptr()] = given.untyped_storage().nbytes()
+        return given
+
+    attend = layer.choose(backends_gpt.sdpa_attention_forward)
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(note, lambda given: given):
+        mixed, _ = attend(layer, query, key, value, masks(64)[mask], scaling=0.3)
+    assert mixed.requires_grad and len(seen) == 1
+    assert sum(kept.values()) <= 2 * (3 * query.numel() + 3 * 64 * 64)
+
+
 @pytest.mark.parametrize("block", [4, 128])
 @pytest.mark.parametrize("mask", ["causal", "added", "ahead"])
 def test_dropout_by_products_is_that_of_the_formulas(make_config, monkeypatch, mask, block):

@@ -144,10 +144,11 @@ def test_compiled_it_is_the_same_loss(make_config, batch):
     assert_same(learn(compiled, **batch), wanted, **EXACT)
 
 
-@pytest.mark.parametrize("large", [True, False], ids=["large", "small"])
-def test_in_bfloat16_the_gradients_are_better_than_those_of_whole_logits(make_config, batch, monkeypatch, large):
+@pytest.mark.parametrize("tiles", [True, False, None], ids=["large in tiles", "large in vectors", "small"])
+def test_in_bfloat16_the_gradients_are_better_than_those_of_whole_logits(make_config, batch, monkeypatch, tiles):
     """On average: which of the two rounds luckier in one batch is chance. What is large takes other products."""
-    if large:
+    if tiles is not None:
+        monkeypatch.setattr(loss_gpt, "has_tiles", lambda: tiles)
         monkeypatch.setattr(loss_gpt, "ENOUGH", 1)
         monkeypatch.setattr(loss_gpt, "MANY", 1)
     model, errors = make(make_config), torch.zeros(2)

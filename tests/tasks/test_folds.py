@@ -100,6 +100,20 @@ def test_other_figures_are_bootstrapped_pair_by_pair():
     assert same["majority"]["p"] == 1.0
 
 
+def test_intervals_are_of_the_texts_of_all_folds():
+    """Ninety of a hundred texts right, half of them of a label: a share's own error is sqrt(0.9 * 0.1 / 100)."""
+    right = [told([[45, 5], [5, 45]]) for _ in range(4)]
+    for each in right:
+        each["task"] |= kept([[1, 1]] * 90 + [[0, 1]] * 10, [[0, 1]] * 100, resamples=2000)
+    for count in (1, 4):
+        found = folds.pool(right[:count] * 2, ["fold"] * 2 * count)["task"]["intervals"]
+        half = 1.96 * (0.9 * 0.1 / (200 * count)) ** 0.5
+        for name in ("accuracy", "macro_f1"):
+            assert found[name] == pytest.approx((0.9 - half, 0.9 + half), abs=0.15 * half)
+    plain = folds.pool([told([[3, 1], [0, 4]])] * 2, ["fold-0", "fold-1"])["task"]["intervals"]
+    assert plain.keys() == {"macro_f1"}  # nothing is kept by text
+
+
 @pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", "regression"])
 def test_parts_and_wholes_make_up_the_figure(problem):
     generator = np.random.default_rng(0)

@@ -1,13 +1,15 @@
-"""Outputs of norms and activations computed again: the same gradients to the last bit, and less kept for them."""
+"""Norms, activations and casts of weights computed again: the same gradients to the last bit, and less kept."""
 
 from __future__ import annotations
 
 import copy
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt_finetune.training.arguments import TrainConfig, training_arguments
 from gpt_finetune.training.recompute import recomputed
@@ -70,6 +72,51 @@ def test_less_is_kept(architecture, share, make_model, monkeypatch):
 def test_nothing_is_kept_twice(architecture, make_model, monkeypatch):
     model = make_model(architecture).train()
     assert kept_bytes(model, True, monkeypatch) <= kept_bytes(model, False, monkeypatch)
+
+
+class Copies(TorchDispatchMode):
+    """Remembers weakly what is cast to bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[weakref.ref[Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and found.dtype == torch.bfloat16:
+            self.made.append(weakref.ref(found.untyped_storage()))
+        return found
+
+
+def bfloat16_pass(model: Any, **options: Any) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16), recomputed(**{"least": 0} | options):
+        return model(torch.ones(2, 8)).float().sum()
+
+
+@pytest.mark.parametrize(("enabled", "least", "kept"), [(True, 0, 0), (True, 129, 1), (False, 0, 1)])
+def test_copies_of_weights_are_not_kept(enabled, least, kept):
+    """A matrix of 64 weights is 128 bytes in bfloat16; the first one is not asked for: nothing is before it."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8), nn.GELU())
+    with Copies() as copies:
+        loss = bfloat16_pass(model, enabled=enabled, least=least)
+    alive = [storage() for storage in copies.made]
+    assert sum(storage is not None and storage.nbytes() == 128 for storage in alive) == kept
+    del alive
+    loss.backward()
+    found = [p.grad for p in model.parameters()]
+    for p in model.parameters():
+        p.grad = None
+    bfloat16_pass(model, enabled=False).backward()
+    assert all(map(torch.equal, found, [p.grad for p in model.parameters()]))
+
+
+def test_a_weight_that_was_overwritten_is_an_error_too():
+    model = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8))
+    loss = bfloat16_pass(model)
+    with torch.no_grad():
+        model[2].weight.add_(1)
+    with pytest.raises(RuntimeError, match=r"a tensor \(8, 8\) was modified"):
+        loss.backward()
 
 
 def test_a_graph_can_be_gone_through_twice(make_model):
