@@ -60,8 +60,8 @@ def test_products_are_attention_in_exact_arithmetic(make_config, monkeypatch, ma
 @pytest.mark.parametrize("mask", ["causal", "boolean", "one for all queries"])
 def test_no_weights_are_kept(make_config, monkeypatch, mask):
     """Queries, keys and values in bfloat16, (3, 4, 64, 16), and a mask that all heads share."""
-    layer, kept = attention(make_config), {}
-    layer.by_products, seen = True, calls(monkeypatch)
+    layer, kept, seen = attention(make_config), {}, calls(monkeypatch)
+    layer.num_key_value_groups, layer.by_products = 1, True
     query, key, value = (torch.randn(3, 4, 64, 16, requires_grad=True) for _ in range(3))
 
     def note(given):
