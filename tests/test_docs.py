@@ -156,8 +156,16 @@ def test_figures_of_speed_are_those_measured(name):
     for figures, peer in ((narrow, "transformers, kept memory"), (narrow, "litgpt"), (other, "transformers")):
         times = figures["ours"]["tokens_per_second"] / figures[peer]["tokens_per_second"]
         assert f"{times:.2f} x" in text
+    thin = narrow["ours, narrow stream"]
+    assert f"| {thin['times_faster']:.2f} x | {thin['share_of_memory']:.0%} |" in text
+    assert all(
+        f"{figures[way]['share_of_ceiling']:.0%}" in text
+        for figures in (narrow, other)
+        for way in ("ours", "transformers")
+    )
     adapting = result("adaptation")
-    assert f"{adapting['gpt2']['lora']['times_faster']:.2f} x" in text
+    lora = adapting["gpt2"]["lora"]
+    assert f"| {lora['times_faster']:.2f} x | {lora['share_of_memory']:.0%} |" in text
     wide_lora = adapting["gpt2-float32"]["lora"]
     assert f"| {wide_lora['times_faster']:.2f} x | {wide_lora['share_of_memory']:.0%} |" in text
     for way in ("", ", laid out anew, growing cache", ", int8, growing cache", ", int4, growing cache"):
