@@ -241,7 +241,8 @@ def test_pictures_are_the_same_for_the_same_figures(load, tmp_path):
         "theirs": {"tokens_per_second": 1.0, "peak_mb": 9},
     }
     examples = {
-        **dict.fromkeys(("training", "training-S2-float32", *(f"training-S{n}-bfloat16" for n in (1, 2, 3))), ways),
+        **dict.fromkeys(("training", "training-S2-float32", "training-S1-bfloat16-compiled"), ways),
+        **dict.fromkeys((f"training-S{n}-bfloat16" for n in (1, 2, 3)), ways),
         "loss-per-minute": {"recipe": run, "modern": [run]},
         "scaling": {"axes": {"length": {"points": [{"value": 1, **point}, {"value": 2, **point}]}}},
     }

@@ -163,6 +163,10 @@ def test_figures_of_speed_are_those_measured(name):
         for figures in (narrow, other)
         for way in ("ours", "transformers")
     )
+    others = result("training-S1-bfloat16-compiled")
+    for peer in ("transformers, compiled", "transformers, large pages"):
+        assert f"{others['ours']['tokens_per_second'] / others[peer]['tokens_per_second']:.2f} x" in text
+        assert f"{others['ours']['peak_mb'] / others[peer]['peak_mb']:.0%}" in text
     adapting = result("adaptation")
     lora = adapting["gpt2"]["lora"]
     assert f"| {lora['times_faster']:.2f} x | {lora['share_of_memory']:.0%} |" in text
