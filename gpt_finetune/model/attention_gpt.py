@@ -19,6 +19,7 @@ from .backends_gpt import BETTER, WITH_SINKS, eager_attention_forward
 from .configuration_gpt import GPTConfig
 from .dropout_gpt import GPTDropout
 from .layers_gpt import cast_once, make_norm, residual_projection
+from .rotation_gpt import turn
 
 # ------------------------------------------------------------------------------------------------------ rotation
 
@@ -73,10 +74,8 @@ class GPTRotations(nn.ModuleDict):
 
 
 def rotate(x: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Turn each pair (i, i + K/2) of coordinates by its angle: (B, H, T, K) -> (B, H, T, K)."""
-    cos, sin = position_embeddings
-    x1, x2 = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-x2, x1), dim=-1) * sin
+    """Turn all coordinates, in pairs: (B, H, T, K) -> (B, H, T, K)."""
+    return turn(x, *position_embeddings)
 
 
 def rotate_part(x: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

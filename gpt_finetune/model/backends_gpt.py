@@ -250,9 +250,9 @@ class _Products(torch.autograd.Function):
         """Keep no weights: as in flash attention (arXiv:2205.14135, section 3.1) the backward pass has them again."""
         ctx.scale, ctx.spans, ctx.dropout, mixed, drawn = scale, spans, dropout, torch.empty_like(query), []
         for rows, keys in spans:
-            weights = weigh(query[:, rows], key[:, keys], mask if mask is None else mask[..., rows, keys], scale)
+            weights = weigh(query, key, mask, (rows, keys), scale)
             drawn.append(draw_kept(weights.shape, dropout) if dropout else None)
-            mixed[:, rows] = torch.bmm(weights if drawn[-1] is None else weights * drawn[-1], value[:, keys])
+            torch.bmm(weights if drawn[-1] is None else weights * drawn[-1], value[:, keys], out=mixed[:, rows])
         ctx.save_for_backward(query, key, value, mask, *drawn)
         return mixed.mul_(growth(dropout)) if dropout else mixed
 
@@ -262,23 +262,27 @@ class _Products(torch.autograd.Function):
         """Differentiate by query, key and value; what several spans add to a key is summed in float32."""
         query, key, value, mask, *drawn = ctx.saved_tensors
         slope = slope * growth(ctx.dropout) if ctx.dropout else slope
-        by_query, by_key, by_value = torch.empty_like(query), *(torch.zeros(key.shape) for _ in range(2))
-        for (rows, keys), kept in zip(ctx.spans, drawn, strict=True):
-            weights = weigh(query[:, rows], key[:, keys], mask if mask is None else mask[..., rows, keys], ctx.scale)
+        by_query, sums = torch.empty_like(query), []
+        for (rows, keys), kept in zip(ctx.spans[::-1], drawn[::-1], strict=True):  # the last one has all keys
+            weights = weigh(query, key, mask, (rows, keys), ctx.scale)
             by_weights, used = torch.bmm(slope[:, rows], value[:, keys].mT), weights
             if kept is not None:
                 by_weights, used = by_weights.mul_(kept), weights * kept
             scores = torch._softmax_backward_data(by_weights, weights, -1, weights.dtype)
-            by_query[:, rows] = torch.bmm(scores, key[:, keys]).mul_(ctx.scale)
-            by_key[:, keys] += torch.bmm(scores.mT, query[:, rows])
-            by_value[:, keys] += torch.bmm(used.mT, slope[:, rows])
-        return by_query, by_key.mul_(ctx.scale).to(key.dtype), by_value.to(value.dtype), None, None, None, None
+            torch.bmm(scores, key[:, keys], out=by_query[:, rows])
+            parts = torch.bmm(scores.mT, query[:, rows]), torch.bmm(used.mT, slope[:, rows])
+            for total, part in zip(sums, parts, strict=False):
+                total[:, keys] += part
+            sums = sums or [part.float() if len(ctx.spans) > 1 else part for part in parts]
+        by_key, by_value = sums
+        return *(by.mul_(ctx.scale).to(key.dtype) for by in (by_query, by_key)), by_value.to(key.dtype), *[None] * 4
 
 
-def weigh(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scale: float) -> torch.Tensor:
-    """Return softmax(scale Q K^T + mask): (N, T, K), (N, S, K), (B, H, T, S) -> (N, T, S), N = B * H."""
-    seen = query.new_zeros(()) if mask is None else mask.flatten(0, 1)  # no copy where all rows share it
-    scores = torch.baddbmm(seen, query, key.mT, beta=float(mask is not None), alpha=scale)
+def weigh(query: torch.Tensor, key: torch.Tensor, mask: Any, span: tuple[slice, slice], scale: float) -> torch.Tensor:
+    """Return softmax(scale Q K^T + mask) of a span: (N, T, K), (N, S, K), (B, H, T, S) -> (N, rows, keys)."""
+    rows, keys = span
+    seen = query.new_zeros(()) if mask is None else mask[..., rows, keys].flatten(0, 1)  # no copy of what heads share
+    scores = torch.baddbmm(seen, query[:, rows], key[:, keys].mT, beta=float(mask is not None), alpha=scale)
     return torch.softmax(scores, -1, out=scores)  # within, it is float32
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -33,10 +33,15 @@ class _Again:
         module: What computed it.
         inputs: What from.
         output: What came out.
+        before: What was noted last. If it is of a part of the module, such as a gate's activation, then computing the
+            module's output has that of the part on the way.
     """
 
-    def __init__(self, module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    def __init__(
+        self, module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor, before: _Again | None = None
+    ) -> None:
         self.module = module
+        self.part = before if before is not None and before.module in module.children() else None
         self.inputs = tuple(given.detach() for given in inputs)
         self.versions = [given._version for given in self.inputs]
         self.output, self.version = weakref.ref(output), output._version
@@ -69,13 +74,22 @@ class _Again:
         if self.value is None:
             if [given._version for given in self.inputs] != self.versions:
                 raise RuntimeError(f"an input of {type(self.module).__name__} was changed before the backward pass")
-            with torch.no_grad(), torch.autocast(**self.autocast):
-                self.value = self.module.forward(*self.inputs)
-            self.left = self.takers
+            with torch.no_grad(), torch.autocast(**self.autocast), self._watched():
+                self._hold(self.module.forward(*self.inputs))
         value, self.left = self.value, self.left - 1
         if self.left <= 0:
             self.value = None
         return value.view(shape)
+
+    def _hold(self, value: torch.Tensor) -> None:
+        self.value, self.left = value, self.takers
+
+    def _watched(self) -> AbstractContextManager[Any]:
+        """Let the part have its output, which the backward pass will ask for next, while the module computes it."""
+        part = self.part
+        if part is None or not part.takers or part.value is not None:
+            return nullcontext()
+        return part.module.register_forward_hook(lambda module, given, output: part._hold(output))
 
 
 def _weight_behind(given: torch.Tensor) -> torch.Tensor | None:
@@ -115,12 +129,14 @@ def recomputed(enabled: bool = True, least: int = LARGE) -> Iterator[None]:
         yield
         return
     made: dict[int, _Again] = {}  # by the output's address
+    before: _Again | None = None
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        nonlocal before
         if not isinstance(module, CHEAP) or type(output) is not torch.Tensor or not output.requires_grad:
             return
         if output.nbytes >= least and all(type(given) is torch.Tensor for given in inputs):
-            made[output.data_ptr()] = _Again(module, inputs, output)
+            before = made[output.data_ptr()] = _Again(module, inputs, output, before)
             torch.clear_autocast_cache()  # of copies that nobody will ask for in this pass
 
     def pack(given: torch.Tensor) -> Callable[[], torch.Tensor]:

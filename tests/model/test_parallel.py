@@ -14,8 +14,8 @@ from transformers.distributed import DistributedConfig
 from gpt_finetune import GPTForCausalLM, GPTForMaskedLM
 from gpt_finetune.model import loss_gpt
 
-# of `multi-query`, whose one key head cannot be cut in two, transformers' plan makes nothing
-CUT = [name for name in ARCHITECTURES if name != "multi-query"]
+# one key head cannot be cut in two
+CUT = [name for name, fields in ARCHITECTURES.items() if fields.get("num_key_value_heads") != 1]
 
 
 def matches(rule: str, names: list[str]) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gpt_finetune.model.layers_gpt import Gate
 from gpt_finetune.training.arguments import TrainConfig, training_arguments
 from gpt_finetune.training.recompute import recomputed
 from gpt_finetune.training.trainer import GPTTrainer
@@ -72,6 +73,28 @@ def test_less_is_kept(architecture, share, make_model, monkeypatch):
 def test_nothing_is_kept_twice(architecture, make_model, monkeypatch):
     model = make_model(architecture).train()
     assert kept_bytes(model, True, monkeypatch) <= kept_bytes(model, False, monkeypatch)
+
+
+class Activations(TorchDispatchMode):
+    """Counts activations computed."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function in (torch.ops.aten.silu.default, torch.ops.aten.gelu.default)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("architecture", "limit"), [("llama", None), ("gemma3", None), ("llama", 2.0)])
+def test_a_gate_and_its_activation_are_computed_again_together(architecture, limit, make_model):
+    model = make_model(architecture, swiglu_limit=limit).train()
+    layers = sum(isinstance(module, Gate) for module in model.modules())
+    for enabled, times in ((False, 1), (True, 2)):
+        with Activations() as activations:
+            with recomputed(enabled, least=0):
+                loss = model(input_ids=IDS, labels=IDS).loss
+            loss.backward()
+        assert activations.count == times * layers > 0
 
 
 class Copies(TorchDispatchMode):
