@@ -1,10 +1,10 @@
 """Outputs of norms and activations, and casts of weights, computed again in the backward pass instead of kept.
 
-A norm keeps its input, and the product behind it keeps its output; so do an activation and a gate. The output follows
-from the input in one pass over memory, which is little beside the product (selective recomputation, which Korthikanti
-et al. 2022, arXiv:2205.05198, section 5, describe for attention). Autocast's copies of the weights would be kept too,
-two bytes a parameter; the weights are there anyway. What is computed again is computed in the same way: no number
-changes.
+A norm keeps its input, and the product behind it keeps its output, or autocast's copy of it; so do an activation and a
+gate. The output follows from the input in one pass over memory, which is little beside the product (selective
+recomputation, which Korthikanti et al. 2022, arXiv:2205.05198, section 5, describe for attention). Autocast's copies of
+the weights would be kept too, two bytes a parameter; the weights are there anyway. What is computed again is computed
+in the same way: no number changes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Again:
         self.inputs = tuple(given.detach() for given in inputs)
         self.versions = [given._version for given in self.inputs]
         self.output, self.version = weakref.ref(output), output._version
-        kind = output.device.type
+        self.device, kind = output.device, output.device.type
         self.autocast: dict[str, Any] = {"device_type": kind, "enabled": torch.is_autocast_enabled(kind)}
         if self.autocast["enabled"]:
             self.autocast["dtype"] = torch.get_autocast_dtype(kind)
@@ -92,15 +92,31 @@ class _Again:
         return part.module.register_forward_hook(lambda module, given, output: part._hold(output))
 
 
-def _weight_behind(given: torch.Tensor) -> torch.Tensor | None:
-    """Return the parameter that a tensor, or what it is a view of, is autocast's copy of; None if it is of none."""
+class _Narrow(nn.Module):
+    """Gives an output in the precision of a copy, as autocast makes them for products.
+
+    Args:
+        whole: How to compute the output.
+        copy: Its copy.
+    """
+
+    def __init__(self, whole: _Again, copy: torch.Tensor) -> None:
+        super().__init__()
+        self.whole, self.shape, self.dtype = whole, copy.shape, copy.dtype
+        whole.takers += 1
+
+    def forward(self) -> torch.Tensor:
+        """Compute and copy."""
+        return self.whole.compute(self.shape).to(self.dtype)
+
+
+def _copied(given: torch.Tensor) -> tuple[torch.Tensor, Any] | None:
+    """Return the copy, as autocast makes them, that a tensor is or is a view of, and the node that made its source."""
     copy = given if given._base is None else given._base
     if copy.grad_fn is None or copy.grad_fn.name() != "ToCopyBackward0":
         return None
     (source, _), *_ = copy.grad_fn.next_functions
-    weight = getattr(source, "variable", None)  # of what adds up a leaf's gradient
-    alike = weight is not None and type(weight.data) is torch.Tensor and weight.stride() == copy.stride()
-    return weight if alike else None
+    return copy, source
 
 
 def _cast(weight: torch.Tensor, version: int, dtype: torch.dtype, layout: tuple[Any, ...]) -> torch.Tensor:
@@ -119,7 +135,7 @@ def _unchanged(given: torch.Tensor, version: int) -> torch.Tensor:
 
 @contextmanager
 def recomputed(enabled: bool = True, least: int = LARGE) -> Iterator[None]:
-    """Keep no output of a norm, an activation or a gate, and no copy of a weight, for the backward pass.
+    """Keep no output of a norm, an activation or a gate, no copy of one, nor of a weight, for the backward pass.
 
     Args:
         enabled: Whether to; else everything is kept as ever.
@@ -129,6 +145,7 @@ def recomputed(enabled: bool = True, least: int = LARGE) -> Iterator[None]:
         yield
         return
     made: dict[int, _Again] = {}  # by the output's address
+    nodes: dict[Any, _Again] = {}  # by what is to differentiate the output
     before: _Again | None = None
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -136,14 +153,22 @@ def recomputed(enabled: bool = True, least: int = LARGE) -> Iterator[None]:
         if not isinstance(module, CHEAP) or type(output) is not torch.Tensor or not output.requires_grad:
             return
         if output.nbytes >= least and all(type(given) is torch.Tensor for given in inputs):
-            before = made[output.data_ptr()] = _Again(module, inputs, output, before)
+            before = made[output.data_ptr()] = nodes[output.grad_fn] = _Again(module, inputs, output, before)
             torch.clear_autocast_cache()  # of copies that nobody will ask for in this pass
 
     def pack(given: torch.Tensor) -> Callable[[], torch.Tensor]:
-        if type(given) is torch.Tensor and given.nbytes >= least and (weight := _weight_behind(given)) is not None:
-            layout = given.size(), given.stride(), given.storage_offset()
-            return partial(_cast, weight, weight._version, given.dtype, layout)
-        again = made.get(given.data_ptr()) if type(given) is torch.Tensor else None
+        if type(given) is not torch.Tensor:
+            return partial(_unchanged, given, given._version)
+        if given.nbytes >= least and (found := _copied(given)) is not None:
+            copy, source = found
+            weight = getattr(source, "variable", None)  # of what adds up a leaf's gradient
+            if weight is not None and type(weight.data) is torch.Tensor and weight.stride() == copy.stride():
+                layout = given.size(), given.stride(), given.storage_offset()
+                return partial(_cast, weight, weight._version, given.dtype, layout)
+            whole, known = nodes.get(source), made.get(copy.data_ptr())
+            if whole is not None and whole.device == copy.device and not (known and known.is_of(copy)):
+                made[copy.data_ptr()] = _Again(_Narrow(whole, copy), (), copy)
+        again = made.get(given.data_ptr())
         if again is None or not again.is_of(given):
             return partial(_unchanged, given, given._version)
         again.takers += 1

@@ -133,6 +133,25 @@ def test_copies_of_weights_are_not_kept(enabled, least, kept):
     assert all(map(torch.equal, found, [p.grad for p in model.parameters()]))
 
 
+@pytest.mark.parametrize("once", [True, False])
+def test_copies_of_outputs_are_not_kept(once):
+    """Three products take a norm's output, (4, 8), or the one copy of it, 64 bytes in bfloat16."""
+    norm, layers = nn.LayerNorm(8), nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+    x, kept, slopes = torch.randn(4, 8), [], []
+    for enabled in (True, False):
+        given = x.clone().requires_grad_()
+        with Copies() as copies, torch.autocast("cpu", torch.bfloat16), recomputed(enabled, least=0):
+            normed = norm(given).bfloat16() if once else norm(given)
+            loss = sum(layer(normed).float().square().sum() for layer in layers)
+            del normed
+        alive = [storage() for storage in copies.made]
+        kept.append(sum(storage is not None and storage.nbytes() == 64 for storage in alive))
+        del alive
+        slopes.append(torch.autograd.grad(loss, [given, *norm.parameters(), *layers.parameters()]))
+    assert kept == [0, 1 if once else 3]
+    assert all(map(torch.equal, *slopes))
+
+
 def test_a_weight_that_was_overwritten_is_an_error_too():
     model = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8))
     loss = bfloat16_pass(model)
