@@ -76,6 +76,7 @@ def estimate(
     batch_size: int = 1,
     dtype: str = "bfloat16",
     train_dtype: str = "float32",
+    recompute: bool = True,
 ) -> Costs:
     """Return what an architecture costs.
 
@@ -86,6 +87,8 @@ def estimate(
         dtype: Precision of computing, and of weights and cache when serving.
         train_dtype: Precision of the weights that are trained, their gradients and AdamW's two moments; where it is
             not `dtype`, matrices are copied to that for computing, as autocast does.
+        recompute: Training keeps no outputs of norms, activations and gates, nor copies, as recipes do
+            (`train.recompute`).
 
     Raises:
         InputError: A length is not positive, or longer than a table of learned positions.
@@ -106,10 +109,10 @@ def estimate(
     cache = width * cached_numbers(config, context_length)
     training = {
         "weights": train_width * total,
-        "copies to compute with": 0 if width == train_width else width * _multiplied(model, all_experts=True),
+        "copies to compute with": 0 if width == train_width else width * _copied(model, recompute),
         "gradients": train_width * total,
         "AdamW's moments": 2 * train_width * total,
-        "activations": tokens * estimate_activations(config, width, train_width),
+        "activations": tokens * estimate_activations(config, width, train_width, recompute=recompute),
         "logits": logits_at_once(config, tokens, width),
     }
     return Costs(
@@ -188,6 +191,14 @@ def _multiplied(model: nn.Module, all_experts: bool = False, frozen: bool = Fals
     return weights
 
 
+def _copied(model: nn.Module, recompute: bool) -> int:
+    """Count the weights that training copies to another precision, and holds at a time: all, or the largest ones."""
+    if not recompute:
+        return _multiplied(model, all_experts=True)
+    products = (module for module in model.modules() if isinstance(module, nn.Linear | GPTRouter | GPTExperts))
+    return max(_multiplied(module, all_experts=True) for module in products)
+
+
 def _attention_flops(config: PreTrainedConfig, context_length: int) -> int:
     """Return 4 H K for each token that the last one sees: 2 to score it, 2 to mix it in."""
     seen = sum(min(context_length, window or context_length) for window in _windows(config))
@@ -211,7 +222,9 @@ def cached_numbers(config: PreTrainedConfig, context_length: int) -> int:
     return 2 * config.num_key_value_heads * config.head_dim * kept
 
 
-def estimate_activations(config: PreTrainedConfig, width: int, stream_width: int, checkpointing: bool = False) -> int:
+def estimate_activations(
+    config: PreTrainedConfig, width: int, stream_width: int, checkpointing: bool = False, recompute: bool = False
+) -> int:
     """Estimate the bytes that a token's forward pass leaves for the backward pass.
 
     Args:
@@ -219,14 +232,17 @@ def estimate_activations(config: PreTrainedConfig, width: int, stream_width: int
         width: Bytes of a computed number.
         stream_width: Bytes of a number in the residual stream.
         checkpointing: Layers keep their input only, and are computed again one by one.
+        recompute: See `activations_by_part`.
     """
-    layer, head = activations_by_part(config, width, stream_width)
+    layer, head = activations_by_part(config, width, stream_width, recompute and not checkpointing)
     if checkpointing:
         return config.num_hidden_layers * config.hidden_size * stream_width + layer + head
     return config.num_hidden_layers * layer + head
 
 
-def activations_by_part(config: PreTrainedConfig, width: int, stream_width: int) -> tuple[int, int]:
+def activations_by_part(
+    config: PreTrainedConfig, width: int, stream_width: int, recompute: bool = False
+) -> tuple[int, int]:
     """Estimate the bytes that a token's forward pass leaves in one layer, and at the end of the model.
 
     A layer keeps the inputs and outputs of its two norms, queries, keys, values and what attention made of them (a
@@ -239,20 +255,25 @@ def activations_by_part(config: PreTrainedConfig, width: int, stream_width: int)
         config: The architecture.
         width: Bytes of a computed number.
         stream_width: Bytes of a number in the residual stream.
+        recompute: Outputs of norms, activations and gates are not kept; of ReLUs they are, instead of their inputs.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     heads = (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
     # up, act | gate, up, act, product | these, and what is clamped, shifted or in the sigmoid
     kept = (7 if config.swiglu_limit else 4) if config.gated_mlp else 2
+    normed = 2 * hidden
+    if recompute:
+        kept -= 2 if config.gated_mlp else not config.hidden_act.startswith("relu")
+        normed = 0
     mlp = kept * inner
     if config.num_local_experts is not None:
         mlp = config.num_experts_per_tok * (mlp + 2 * hidden)  # each expert's own input and output, too
     attention = heads * (3 if config.qk_norm else 2)
-    layer = 2 * hidden * stream_width + (2 * hidden + attention + mlp) * width
+    layer = 2 * hidden * stream_width + (normed + attention + mlp) * width
     if config.block_type == "sandwich_norm":
         layer += 2 * hidden * width  # what the norms behind attention and MLP get
     if config.add_cross_attention:
-        layer += hidden * stream_width + (hidden + attention) * width
+        layer += hidden * stream_width + (normed // 2 + attention) * width
     return layer, 2 * hidden * (stream_width + width)
 
 

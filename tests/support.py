@@ -135,3 +135,37 @@ def load_recipe(name: str) -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def kept_bytes(model: Any, again: bool, monkeypatch: Any, **inputs: Any) -> int:
+    """Count what the graph of one forward pass keeps besides the weights: each storage once.
+
+    Args:
+        model: In training mode, or not.
+        again: Whether outputs of norms, activations and gates are computed again.
+        monkeypatch: pytest's.
+        **inputs: Of the forward pass.
+    """
+    import torch
+
+    from gpt_finetune.training.recompute import recomputed
+
+    storages: dict[int, int] = {p.untyped_storage().data_ptr(): 0 for p in model.parameters()}
+    true = torch.autograd.graph.saved_tensors_hooks
+
+    def counting(pack: Any, unpack: Any) -> Any:
+        def counted(given: Any) -> Any:
+            kept = pack(given)
+            maker = getattr(getattr(kept, "func", None), "__self__", None)
+            for held in [given] if maker is None else maker.inputs:
+                storages.setdefault(held.untyped_storage().data_ptr(), held.untyped_storage().nbytes())
+            return kept
+
+        return true(counted, unpack)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.autograd.graph, "saved_tensors_hooks", counting)
+        with recomputed(least=0) if again else counting(lambda given: given, lambda given: given):
+            outputs = model(**inputs)
+    assert outputs[0].requires_grad
+    return sum(storages.values())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support import kept_bytes
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt_finetune import GPTForCausalLM, preset
 from gpt_finetune.costs import estimate, estimate_activations, flops_per_token, forward_flops, parameters_by_part
 from gpt_finetune.errors import InputError
+from gpt_finetune.model import norms_gpt
 
 
 @pytest.fixture
@@ -41,10 +43,13 @@ def test_gpt2_by_hand():
     assert costs.cache_per_token == 2 * layers * width * 2
     assert costs.cache == 1024 * costs.cache_per_token
     assert costs.serving == {"weights": 2 * total, "cache": 4 * costs.cache}
+    keeping = estimate(preset("gpt2"), 1024, batch_size=4, recompute=False).training
+    assert keeping["copies to compute with"] == 2 * matrices
+    assert keeping["activations"] > costs.training["activations"]
     del costs.training["activations"], costs.training["logits"]
     assert costs.training == {
         "weights": 4 * total,
-        "copies to compute with": 2 * matrices,
+        "copies to compute with": 2 * width * 50257,  # the largest matrix; all are copied, one after the other
         "gradients": 4 * total,
         "AdamW's moments": 8 * total,
     }
@@ -136,36 +141,25 @@ def test_cache_with_cross_attention(with_cross_attention):
     assert held == estimate(model.config, 8, dtype="float32").cache
 
 
-def saved_for_backward(model, ids) -> int:
-    """Return the bytes that autograd keeps, weights aside."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(input_ids=ids)
-    return sum(tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in own)
-
-
 # How far the estimate may be from what a CPU keeps: RMSNorm's inner values come on top (its kernel is not fused there),
 # a window's mask, and what gpt-oss's sinks and clamps copy.
 ESTIMATES = {"gpt2": 0.01, "gpt1": 0.01, "gpt-neox": 0.01, "multi-query": 0.01, "nanochat": 0.01}
 ESTIMATES |= {"gpt-j": 0.1, "sliding": 0.1, "llama": 0.1, "modern": 0.25, "gpt-oss": 0.25, "gemma3": 0.25}
 
 
+@pytest.mark.parametrize("recompute", [True, False])
 @pytest.mark.parametrize(("architecture", "tolerance"), ESTIMATES.items())
-def test_activations_of_a_layer_are_what_autograd_keeps(architecture, tolerance, make_model):
+def test_activations_of_a_layer_are_what_autograd_keeps(architecture, tolerance, recompute, make_model, monkeypatch):
+    monkeypatch.setattr(norms_gpt, "LARGE", 0)  # norms as in batches of real size
     sizes = {"hidden_size": 128, "max_position_embeddings": 256}
     kept, estimated = [], []
     for layers in (2, 4):
         types = {"layer_types": ["full_attention", "sliding_attention"] * (layers // 2), "sliding_window": 64}
         slides = architecture in ("sliding", "gpt-oss", "gemma3")
         model = make_model(architecture, num_hidden_layers=layers, **sizes, **(types if slides else {})).train()
-        kept.append(saved_for_backward(model, torch.randint(0, 512, (2, 128))) / 256)
-        estimated.append(estimate_activations(model.config, 4, 4))
+        ids = torch.randint(0, 512, (2, 128))
+        kept.append(kept_bytes(model, recompute, monkeypatch, input_ids=ids) / 256)
+        estimated.append(estimate_activations(model.config, 4, 4, recompute=recompute))
     assert estimated[1] - estimated[0] == pytest.approx(kept[1] - kept[0], rel=tolerance)
 
 

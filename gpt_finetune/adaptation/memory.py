@@ -57,6 +57,7 @@ def describe(
     *,
     dtype: torch.dtype = torch.float32,
     checkpointing: bool = False,
+    recompute: bool = False,
 ) -> Memory:
     """Return what training a model takes in one process, from what of it is trained.
 
@@ -72,9 +73,10 @@ def describe(
         dtype: Precision of computing; where that is not float32, autocast copies each matrix that
             is not kept in it.
         checkpointing: Layers keep their input only (gradient checkpointing).
+        recompute: No outputs of norms, activations and gates are kept, nor copies (`train.recompute`).
     """
     if getattr(model.config, "is_encoder_decoder", False):
-        options: dict[str, Any] = {"dtype": dtype, "checkpointing": checkpointing}
+        options: dict[str, Any] = {"dtype": dtype, "checkpointing": checkpointing, "recompute": recompute}
         whole = model.get_base_model() if hasattr(model, "get_base_model") else model
         halves = [whole.get_submodule(name) for name in ("encoder", "decoder")]
         found = [describe(half, batch_size, sequence_length, optimizer_states, **options) for half in halves]
@@ -86,13 +88,14 @@ def describe(
     gradients = sum(_count(parameter) * parameter.element_size() for parameter in trained.values())
     width = dtype.itemsize
     linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m.weight.dtype != dtype]
-    copies = 0 if width == 4 else width * sum(m.in_features * m.out_features for m in linear)
+    sizes = [m.in_features * m.out_features for m in linear] if width < 4 else []
+    copies = width * (max(sizes, default=0) if recompute else sum(sizes))
     parts = {
         "weights": weights,
         "copies to compute with": copies,
         "gradients": gradients,
         "optimiser's states": optimizer_states * gradients,
-        "activations": batch_size * sequence_length * _activations(model, trained, width, checkpointing),
+        "activations": batch_size * sequence_length * _activations(model, trained, width, checkpointing, recompute),
         "logits": logits_at_once(model.config, batch_size * sequence_length, width) if _writes(model) else 0,
     }
     held = {name: number for name, number in parts.items() if number}
@@ -105,19 +108,21 @@ def _writes(model: Any) -> bool:
     return model.get_output_embeddings() is not None
 
 
-def _activations(model: Any, trained: dict[str, nn.Parameter], width: int, checkpointing: bool) -> int:
+def _activations(model: Any, trained: dict[str, nn.Parameter], width: int, checkpointing: bool, recompute: bool) -> int:
     """Estimate the bytes that a token leaves for the backward pass: nothing below the first trained layer."""
     config = model.config
-    layer, head = activations_by_part(config, width, 4)
+    layer, head = activations_by_part(config, width, 4, recompute)
     reached = [_LAYER.search(name) for name in trained]
     inside = [int(found[1]) for found in reached if found]
     # of what stands in no layer, embeddings and prompts come before the first, norm and output after the last
     begins = any("embed" in name or "prompt" in name for name in trained)
     first = 0 if begins else min(inside, default=config.num_hidden_layers)
     kept = config.num_hidden_layers - first
-    # what a low-rank product keeps between its two matrices; DoRA keeps both results of a layer and their mix
+    # what a low-rank product keeps between its two matrices; DoRA keeps both results of a layer and their mix, and what
+    # is scaled by trained numbers is kept before or behind them
     narrow = sum(p.shape[0] for name, p in trained.items() if ".lora_A." in name and p.ndim == 2)
     narrow += 3 * sum(p.numel() for name, p in trained.items() if "lora_magnitude_vector" in name)
+    narrow += sum(p.numel() for name, p in trained.items() if ".ia3_l." in name)
     if not trained:
         return 0
     if checkpointing and kept:

@@ -11,31 +11,31 @@ LARGE = 1 << 15  # numbers from which on it pays
 class _Rotation(torch.autograd.Function):
     """Turn each pair (i, i + K/2) of coordinates: (B, H, T, K), angles (B or 1, 1, T, K) -> (B, H, T, K), in x's dtype.
 
-    Heads come out one behind the other, as products want them; slopes go back as projections gave them.
+    What comes out lies as x does: fused attention passes that on to its own result, which is then not copied.
     """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """Keep the angles only."""
         ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin, torch.empty(x.shape, dtype=x.dtype))
+        return _turn(x, cos, sin).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """Turn back."""
+        """Turn back; heads come out side by side, as projections gave them."""
         cos, sin = ctx.saved_tensors
-        batch, heads, tokens, size = slope.shape
-        by_x = torch.empty(batch, tokens, heads, size, dtype=slope.dtype).transpose(1, 2)
-        return _turn(slope, cos, -sin, by_x), None, None
+        turned = _turn(slope, cos, -sin).transpose(1, 2)  # (B, T, H, K)
+        by_x = turned.to(slope.dtype, memory_format=torch.contiguous_format).contiguous()  # one pass, where any
+        return by_x.transpose(1, 2), None, None
 
 
-def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     wide, half = x.float(), x.shape[-1] // 2
-    turned = torch.mul(wide, cos, out=output if output.dtype == torch.float32 else None)
+    turned = wide * cos
     turned[..., :half].addcmul_(wide[..., half:], sin[..., :half], value=-1)
     turned[..., half:].addcmul_(wide[..., :half], sin[..., half:])
-    return turned if turned is output else output.copy_(turned)
+    return turned
 
 
 def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

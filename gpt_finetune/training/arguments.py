@@ -50,8 +50,8 @@ class TrainConfig:
             tokens in bfloat16, or has to give way, to dropout at any length: products rounds scores and weights to
             bfloat16 if that is the precision, as eager attention does, and takes a fraction of the time; fused leaves
             it to torch, which keeps scores in float32.
-        recompute: Compute what norms, activations and gates give, and autocast's copies of weights, again in the
-            backward pass instead of keeping them: the same numbers in less memory. Not with gradient_checkpointing,
+        recompute: Compute what norms, activations and gates give, and autocast's copies of it and of weights, again in
+            the backward pass instead of keeping them: the same numbers in less memory. Not with gradient_checkpointing,
             which keeps less still, nor where compile, FSDP or DeepSpeed decide what is kept.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
         compile: Compile the model with torch.compile.

@@ -171,6 +171,7 @@ class Run:
             1 if config.train.optimizer == "muon" else 2,
             dtype=compute_dtype(args),
             checkpointing=args.activation_checkpointing,
+            recompute=trainer.recomputes,
         )
         self.receipt |= {
             "environment": environment(trainer),

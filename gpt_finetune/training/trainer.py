@@ -101,7 +101,7 @@ class GPTTrainer(ReliableTrainer, MemoryTrainer):
             self._tokens_per_byte["eval_"] = eval_tokens_per_byte
         decided = self.args.activation_checkpointing or self.args.torch_compile  # what is kept
         decided = decided or self.is_fsdp_enabled or self.is_deepspeed_enabled
-        self._recomputes = getattr(self.args, "recompute", False) and not decided
+        self.recomputes = getattr(self.args, "recompute", False) and not decided
         self._flops_per_token: float | None = None
         self._eval_sums = torch.zeros(2, dtype=torch.float64)  # nats, tokens
 
@@ -137,7 +137,7 @@ class GPTTrainer(ReliableTrainer, MemoryTrainer):
         """Compute the loss. A pair's labels are taken away for it, so what its decoder reads is made of them before."""
         if is_pair(self.model) and "labels" in inputs and "decoder_input_ids" not in inputs:
             inputs = {**inputs, **decoder_inputs(self.model, inputs["labels"])}
-        with recomputed(model.training and self._recomputes):
+        with recomputed(model.training and self.recomputes):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from adapting import adapted
+from support import kept_bytes
 
 from gpt_finetune.adaptation.config import METHODS, AdaptConfig
 from gpt_finetune.adaptation.memory import describe
@@ -28,22 +29,6 @@ def test_counts(method, architecture, make_model):
     assert f"{trained:,}, {trained / found.parameters:.2%} of them" in str(found)
 
 
-def kept_for_backward(model, ids) -> int:
-    """Return the bytes that autograd keeps, weights aside and the head's gradient, which is there already."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}
-
-    def keep(tensor):
-        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(input_ids=ids, labels=ids)
-    head = model.get_output_embeddings().weight
-    ready = head.nbytes if head.requires_grad else 0
-    return sum(tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in own) - ready
-
-
 KEEPING = ["full", "lora", "rslora", "dora", "pissa", "eva", "ia3", "prompt_tuning", "top_layers"]
 
 
@@ -57,8 +42,12 @@ def test_activations_are_at_most_what_is_said_and_at_least_half(method, architec
         fields["layer_types"] = ["sliding_attention", "full_attention"] * 2
     model = adapted(make_model(architecture, **fields), method, top_layers=2).train()
     ids = torch.randint(2, 500, (4, 128))
-    share = kept_for_backward(model, ids) / describe(model, 4, 128).parts["activations"]
-    assert 0.5 < share < 1.1
+    head = model.get_output_embeddings().weight
+    ready = head.nbytes if head.requires_grad else 0  # the head's gradient is there already
+    for recompute in (False, True):
+        kept = kept_bytes(model, recompute, monkeypatch, input_ids=ids, labels=ids) - ready
+        share = kept / describe(model, 4, 128, recompute=recompute).parts["activations"]
+        assert 0.5 < share < 1.1, recompute
 
 
 def test_frozen_layers_below_the_first_trained_one_keep_nothing(make_model):

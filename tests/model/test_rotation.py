@@ -72,13 +72,15 @@ def test_angles_of_a_narrow_stream():
     torch.testing.assert_close(derived(turn, x, *given)[0], exact.bfloat16(), atol=1e-6, rtol=2**-7)
 
 
-def test_results_lie_as_they_are_wanted():
-    """Heads one behind the other for products, slopes as the projection gave its output: no copies on either side."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_results_lie_as_projections_gave_them(dtype):
+    """So do slopes, which products give one head behind the other: no copies on either side."""
     shape = (2, 3, 8, 16)
-    for dtype in (torch.float32, torch.bfloat16):
-        y, by_x = derived(turn, as_projected(shape, dtype), *angles(shape))
-        assert y.is_contiguous()
-        assert by_x.transpose(1, 2).is_contiguous()
+    x, given = as_projected(shape, dtype).requires_grad_(), angles(shape)
+    y = turn(x, *given)
+    slope = torch.randn(shape).to(dtype)
+    for made in (y, torch.autograd.grad(y, x, slope)[0]):
+        assert made.transpose(1, 2).is_contiguous()
 
 
 def test_strided_slope():

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import kept_bytes
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -30,33 +31,6 @@ def stepped(model: Any, enabled: bool, bf16: bool = False, passes: int = 1) -> l
     return [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
 
 
-def kept_bytes(model: Any, enabled: bool, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Count what the graph of one forward pass keeps besides the weights: each storage once."""
-    storages: dict[int, int] = {p.data_ptr(): 0 for p in model.parameters()}
-    true = torch.autograd.graph.saved_tensors_hooks
-
-    def counting(pack: Any, unpack: Any) -> Any:
-        def counted(given: torch.Tensor) -> Any:
-            kept = pack(given)
-            again = getattr(getattr(kept, "func", None), "__self__", None)
-            for held in [given] if again is None else again.inputs:
-                storages.setdefault(held.data_ptr(), held.untyped_storage().nbytes())
-            return kept
-
-        return true(counted, unpack)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.autograd.graph, "saved_tensors_hooks", counting)
-        if enabled:
-            with recomputed(least=0):
-                loss = model(input_ids=IDS, labels=IDS).loss
-        else:
-            with counting(lambda given: given, lambda given: given):
-                loss = model(input_ids=IDS, labels=IDS).loss
-    assert loss.requires_grad
-    return sum(storages.values())
-
-
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
 def test_gradients_are_the_same_to_the_last_bit(architecture, bf16, make_model):
     model = make_model(architecture, attention_dropout=0.1, residual_dropout=0.1)
@@ -66,13 +40,13 @@ def test_gradients_are_the_same_to_the_last_bit(architecture, bf16, make_model):
 
 @pytest.mark.parametrize(("architecture", "share"), [("gpt2", 0.85), ("llama", 0.8), ("gemma3", 0.85), ("gpt1", 0.9)])
 def test_less_is_kept(architecture, share, make_model, monkeypatch):
-    model = make_model(architecture).train()
-    assert kept_bytes(model, True, monkeypatch) < share * kept_bytes(model, False, monkeypatch)
+    model, given = make_model(architecture).train(), {"input_ids": IDS, "labels": IDS}
+    assert kept_bytes(model, True, monkeypatch, **given) < share * kept_bytes(model, False, monkeypatch, **given)
 
 
 def test_nothing_is_kept_twice(architecture, make_model, monkeypatch):
-    model = make_model(architecture).train()
-    assert kept_bytes(model, True, monkeypatch) <= kept_bytes(model, False, monkeypatch)
+    model, given = make_model(architecture).train(), {"input_ids": IDS, "labels": IDS}
+    assert kept_bytes(model, True, monkeypatch, **given) <= kept_bytes(model, False, monkeypatch, **given)
 
 
 class Activations(TorchDispatchMode):
