@@ -185,6 +185,8 @@ def test_figures_of_speed_are_those_measured(name):
     assert round(statistics.median(shares), 1) == 0.6  # six tenths, says the text
     assert re.search("in six tenths of the memory|内存为其六成", text)
     assert re.search(rf"{min(norms):.1f} (to|到)\s{max(norms):.1f} [^`]*\(`benchmarks/norms.py`\)", text)
+    turned = [row["times_faster"] for row in result("rotation").values() if isinstance(row, dict)]
+    assert re.search(rf"{min(turned):.1f} (to|到)\s{max(turned):.1f} [^`]*\(`benchmarks/rotation.py`\)", text)
     for way in ("int8", "int4"):
         rises = sorted(result("perplexity")["bfloat16"][way][f"change_{kind}"] for kind in ("prompt", "one_by_one"))
         assert re.search(rf"{rises[0]:.1%} (to|到) {rises[1]:.1%}", text)
