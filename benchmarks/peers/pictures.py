@@ -93,6 +93,8 @@ PICTURES: dict[str, Callable[[Figures, Path], None]] = {
     "training": training,
     "training-S1-bfloat16": training,
     "training-S1-bfloat16-compiled": training,
+    "training-S1-bfloat16-amx": training,
+    "training-S2-bfloat16-amx": training,
     "training-S2-bfloat16": training,
     "training-S2-float32": training,
     "training-S3-bfloat16": training,
