@@ -164,6 +164,9 @@ def test_figures_of_speed_are_those_measured(name):
         for figures in (narrow, other)
         for way in ("ours", "transformers")
     )
+    for size in ("S1", "S2"):
+        tiled = result(f"training-{size}-bfloat16-amx")
+        assert f"| {tiled['times_faster']:.2f} x | {tiled['share_of_memory']:.0%} |" in text
     others = result("training-S1-bfloat16-compiled")
     for peer in ("transformers, compiled", "transformers, large pages"):
         assert f"{others['ours']['tokens_per_second'] / others[peer]['tokens_per_second']:.2f} x" in text
