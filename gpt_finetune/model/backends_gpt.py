@@ -262,7 +262,7 @@ class _Products(torch.autograd.Function):
         """Differentiate by query, key and value; what several spans add to a key is summed in float32."""
         query, key, value, mask, *drawn = ctx.saved_tensors
         slope = slope * growth(ctx.dropout) if ctx.dropout else slope
-        by_query, sums = torch.empty_like(query), []
+        by_query, sums = torch.empty_like(query), list[torch.Tensor]()
         for (rows, keys), kept in zip(ctx.spans[::-1], drawn[::-1], strict=True):  # the last one has all keys
             weights = weigh(query, key, mask, (rows, keys), ctx.scale)
             by_weights, used = torch.bmm(slope[:, rows], value[:, keys].mT), weights

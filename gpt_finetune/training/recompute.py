@@ -77,6 +77,7 @@ class _Again:
             with torch.no_grad(), torch.autocast(**self.autocast), self._watched():
                 self._hold(self.module.forward(*self.inputs))
         value, self.left = self.value, self.left - 1
+        assert value is not None
         if self.left <= 0:
             self.value = None
         return value.view(shape)
