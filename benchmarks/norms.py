@@ -10,11 +10,10 @@ Writes `benchmarks/results/norms.json`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
-from peers.forking import forked, milliseconds
-from peers.measuring import Figures, arguments, in_turns, machine, medians, write
+from peers.forking import compare, milliseconds
+from peers.measuring import Figures
 from torch import nn
 
 from gpt_finetune.allocation import keep_memory
@@ -48,18 +47,7 @@ def one(way: str, shape: tuple[int, ...], precision: str) -> Figures:
 
 def main() -> None:
     """Measure turn by turn, print the medians and ratios, and write them down."""
-    parser = arguments("Speed of root-mean-square norms, ours and torch's.", rounds=3)
-    parser.add_argument("--size", choices=SIZES, default="models")
-    given = parser.parse_args()
-    report: Figures = {**machine(), "rounds": given.rounds}
-    for precision in ("bfloat16", "float32"):
-        for shape in SIZES[given.size]:
-            acts = {way: partial(forked, partial(one, way, shape, precision)) for way in WAYS}
-            found = {way: medians(runs, 2) for way, runs in in_turns(acts, given.rounds).items()}
-            times = found["torch"]["milliseconds"] / found["ours"]["milliseconds"]
-            name = f"{precision}, {' x '.join(f'{size:,}' for size in shape)}"
-            report[name] = {**found, "times_faster": round(times, 2)}
-    write("norms", report, given.results)
+    compare("norms", "Speed of root-mean-square norms, ours and torch's.", one, WAYS, SIZES)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Speed of training rotary positions on a CPU: ours against the formula, which passes over memory for each operation.
+"""Speed of training rotary positions on a CPU: ours against transformers', which pass over memory for each operation.
 
     PYTHONPATH=. python benchmarks/rotation.py [--rounds 3] [--size tiny]
 
@@ -11,11 +11,11 @@ peak. Writes `benchmarks/results/rotation.json`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
-from peers.forking import forked, milliseconds
-from peers.measuring import Figures, arguments, in_turns, machine, medians, write
+from peers.forking import compare, milliseconds
+from peers.measuring import Figures
+from transformers.models.llama.modeling_llama import rotate_half
 
 from gpt_finetune.allocation import keep_memory
 from gpt_finetune.model.rotation_gpt import turn
@@ -28,13 +28,10 @@ SIZES = {
 }
 
 
-def formula(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn as transformers' models do (Su et al. 2021, arXiv:2104.09864)."""
-    x1, x2 = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-x2, x1), dim=-1) * sin
-
-
-WAYS: dict[str, Callable[..., torch.Tensor]] = {"ours": turn, "formula": formula}
+WAYS: dict[str, Callable[..., torch.Tensor]] = {
+    "ours": turn,
+    "formula": lambda x, cos, sin: x * cos + rotate_half(x) * sin,
+}
 
 
 def one(way: str, shape: tuple[int, ...], precision: str) -> Figures:
@@ -57,18 +54,7 @@ def one(way: str, shape: tuple[int, ...], precision: str) -> Figures:
 
 def main() -> None:
     """Measure turn by turn, print the medians and ratios, and write them down."""
-    parser = arguments("Speed of rotary positions, ours and the formula's.", rounds=3)
-    parser.add_argument("--size", choices=SIZES, default="models")
-    given = parser.parse_args()
-    report: Figures = {**machine(), "rounds": given.rounds}
-    for precision in ("bfloat16", "float32"):
-        for shape in SIZES[given.size]:
-            acts = {way: partial(forked, partial(one, way, shape, precision)) for way in WAYS}
-            found = {way: medians(runs, 2) for way, runs in in_turns(acts, given.rounds).items()}
-            times = found["formula"]["milliseconds"] / found["ours"]["milliseconds"]
-            name = f"{precision}, {' x '.join(f'{size:,}' for size in shape)}"
-            report[name] = {**found, "times_faster": round(times, 2)}
-    write("rotation", report, given.results)
+    compare("rotation", "Speed of rotary positions, ours and the formula's.", one, WAYS, SIZES)
 
 
 if __name__ == "__main__":

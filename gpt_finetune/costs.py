@@ -50,7 +50,7 @@ class Costs:
         cache_per_token: Keys and values of one token, as long as no window is full.
         cache: Keys and values of one sequence as long as the context; a sliding layer keeps a token less than it sees.
         training: What training takes, by what holds it; activations are an estimate (see `estimate_activations`).
-        checkpointed_activations: What activations take with gradient checkpointing, likewise an estimate.
+        checkpointed: What training takes with gradient checkpointing, likewise; copies of weights then stay.
         serving: What generating takes, by what holds it.
     """
 
@@ -66,7 +66,7 @@ class Costs:
     cache_per_token: int
     cache: int
     training: dict[str, int]
-    checkpointed_activations: int
+    checkpointed: dict[str, int]
     serving: dict[str, int]
 
 
@@ -107,14 +107,19 @@ def estimate(
     total = sum(parameters.values())
     tokens = batch_size * context_length
     cache = width * cached_numbers(config, context_length)
-    training = {
-        "weights": train_width * total,
-        "copies to compute with": 0 if width == train_width else width * _copied(model, recompute),
-        "gradients": train_width * total,
-        "AdamW's moments": 2 * train_width * total,
-        "activations": tokens * estimate_activations(config, width, train_width, recompute=recompute),
-        "logits": logits_at_once(config, tokens, width),
-    }
+
+    def training(checkpointing: bool) -> dict[str, int]:
+        again = recompute and not checkpointing
+        parts = {
+            "weights": train_width * total,
+            "copies to compute with": 0 if width == train_width else width * _copied(model, again),
+            "gradients": train_width * total,
+            "AdamW's moments": 2 * train_width * total,
+            "activations": tokens * estimate_activations(config, width, train_width, checkpointing, again),
+            "logits": logits_at_once(config, tokens, width),
+        }
+        return {name: size for name, size in parts.items() if size}
+
     return Costs(
         context_length=context_length,
         batch_size=batch_size,
@@ -127,8 +132,8 @@ def estimate(
         training_flops=flops_per_token(model, context_length),
         cache_per_token=width * cached_numbers(config, 1),
         cache=cache,
-        training={name: size for name, size in training.items() if size},
-        checkpointed_activations=tokens * estimate_activations(config, width, train_width, checkpointing=True),
+        training=training(checkpointing=False),
+        checkpointed=training(checkpointing=True),
         serving={"weights": width * total, "cache": batch_size * cache},
     )
 
@@ -234,7 +239,7 @@ def estimate_activations(
         checkpointing: Layers keep their input only, and are computed again one by one.
         recompute: See `activations_by_part`.
     """
-    layer, head = activations_by_part(config, width, stream_width, recompute and not checkpointing)
+    layer, head = activations_by_part(config, width, stream_width, recompute)
     if checkpointing:
         return config.num_hidden_layers * config.hidden_size * stream_width + layer + head
     return config.num_hidden_layers * layer + head
@@ -297,7 +302,7 @@ def tables(config: GPTConfig, costs: Costs) -> dict[str, list[tuple[str, ...]]]:
     total = sum(costs.parameters.values())
     trained, served = sum(costs.training.values()), sum(costs.serving.values())
     notes = {"copies to compute with": costs.dtype, "activations": f"{costs.dtype}, estimated"}
-    checkpointed = trained - costs.training["activations"] + costs.checkpointed_activations
+    checkpointed = sum(costs.checkpointed.values())
     return {
         "Shape": list(_shape(config).items()),
         "Parameters": [

@@ -45,7 +45,8 @@ def test_gpt2_by_hand():
     assert costs.serving == {"weights": 2 * total, "cache": 4 * costs.cache}
     keeping = estimate(preset("gpt2"), 1024, batch_size=4, recompute=False).training
     assert keeping["copies to compute with"] == 2 * matrices
-    assert keeping["activations"] > costs.training["activations"]
+    assert keeping["activations"] > costs.training["activations"] > costs.checkpointed["activations"]
+    assert costs.checkpointed["copies to compute with"] == 2 * matrices  # autocast keeps them to the end
     del costs.training["activations"], costs.training["logits"]
     assert costs.training == {
         "weights": 4 * total,

@@ -7,10 +7,11 @@ import os
 import statistics
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
-from peers.measuring import Failed, Figures, peak_mb
+from peers.measuring import Failed, Figures, arguments, in_turns, machine, medians, peak_mb, write
 
 
 def forked(measure: Callable[[], Figures]) -> Figures:
@@ -51,6 +52,37 @@ def milliseconds(act: Callable[[], object], passes: int) -> Figures:
     """Return the median of some passes behind a warm-up."""
     act()
     return {"milliseconds": 1000 * statistics.median(seconds_of(act) for _ in range(passes))}
+
+
+def compare(
+    name: str,
+    what: str,
+    one: Callable[[str, tuple[int, ...], str], Figures],
+    ways: Iterable[str],
+    sizes: Mapping[str, Iterable[tuple[int, ...]]],
+) -> None:
+    """Measure two ways turn by turn in both precisions, print medians and ratios, and write them down.
+
+    Args:
+        name: Of the result file.
+        what: Is measured, for `--help`.
+        one: Measures a way at a shape in a precision, in this process.
+        ways: Ours, and what it is compared with.
+        sizes: Shapes by name; `models` is what is measured unless the command line says otherwise.
+    """
+    parser = arguments(what, rounds=3)
+    parser.add_argument("--size", choices=sizes, default="models")
+    given = parser.parse_args()
+    ours, other = ways
+    report: Figures = {**machine(), "rounds": given.rounds}
+    for precision in ("bfloat16", "float32"):
+        for shape in sizes[given.size]:
+            acts = {way: partial(forked, partial(one, way, shape, precision)) for way in (ours, other)}
+            found = {way: medians(runs, 2) for way, runs in in_turns(acts, given.rounds).items()}
+            times = found[other]["milliseconds"] / found[ours]["milliseconds"]
+            named = f"{precision}, {' x '.join(f'{size:,}' for size in shape)}"
+            report[named] = {**found, "times_faster": round(times, 2)}
+    write(name, report, given.results)
 
 
 def beyond_now(measure: Callable[[], Figures]) -> Figures:

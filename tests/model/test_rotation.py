@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import rotate_half
 
 from gpt_finetune.model import rotation_gpt
 from gpt_finetune.model.rotation_gpt import turn
@@ -26,8 +27,8 @@ def angles(shape: tuple[int, ...], rows: int = 1) -> tuple[torch.Tensor, torch.T
 
 
 def formula(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    x1, x2 = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-x2, x1), dim=-1) * sin
+    """Turn as transformers' models do."""
+    return x * cos + rotate_half(x) * sin
 
 
 def as_projected(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
