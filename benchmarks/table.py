@@ -258,6 +258,7 @@ SECTIONS = (
     Section("Perplexity of fewer bits", ("perplexity",), "perplexity.py", "What do they cost?", anything),
     Section("Attention with dropout", ("dropout",), "dropout.py", "By products, or as torch has it?", anything),
     Section("RMSNorm", ("norms",), "norms.py", "Forward and backward, ours and torch's.", anything),
+    Section("GELU by tanh", ("gelu",), "gelu.py", "Forward and backward, ours and torch's.", anything),
     Section("Rotary positions", ("rotation",), "rotation.py", "Training them, ours and the formula's.", anything),
     Section("Attention with sinks", ("sinks",), "sinks.py", "On a fused kernel, or eager?", anything),
     Section("The cache", ("cache",), "cache.py", "What a sliding window keeps.", anything),

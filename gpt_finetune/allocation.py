@@ -98,10 +98,10 @@ def return_holes() -> bool:
 
 
 def release_file(model: nn.Module) -> int:
-    """Copy those weights that still lie in a checkpoint's file, if they are the lesser part of a model.
+    """Copy those weights that still lie in a checkpoint's file, if a tenth of the model or more no longer does.
 
     What is read as it stands lies in the file, mapped, and costs nothing more. But the file is mapped whole for as long
-    as any tensor lies in it: where most were turned or rounded on their way, the others would hold all of it in memory.
+    as any tensor lies in it: where some were turned or rounded on their way, the others would hold all of it in memory.
 
     Args:
         model: On the CPU; weights elsewhere, and those that are more than a tensor, are left as they are.
@@ -113,7 +113,7 @@ def release_file(model: nn.Module) -> int:
     weights = [given for given in weights if type(given.data).__name__ == "Tensor"]
     lying = [given for given in weights if not given.untyped_storage().resizable()]  # as what torch has allocated is
     size = sum(given.nbytes for given in lying)
-    if 2 * size >= sum(given.nbytes for given in weights):
+    if size > 0.9 * sum(given.nbytes for given in weights):
         return 0
     for given in lying:
         given.data = given.data.clone()

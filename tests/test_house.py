@@ -134,8 +134,8 @@ def test_the_architecture_is_readable_in_one_sitting():
     """What computes logits, from GPT-1 to gpt-oss, in four files of one concept each."""
     files = [ROOT / "gpt_finetune/model" / f"{name}_gpt.py" for name in ("layers", "attention", "blocks", "modeling")]
     assert sum(code_lines(path) for path in files) <= 685
-    # with the configuration, the heads, the loss, and how attention, norms, rotations and dropout are computed
-    assert sum(code_lines(path) for path in (ROOT / "gpt_finetune/model").glob("*.py")) <= 1767
+    # with the configuration, the heads, the loss, and how attention, norms, GELU, rotations and dropout are computed
+    assert sum(code_lines(path) for path in (ROOT / "gpt_finetune/model").glob("*.py")) <= 1799
 
 
 def test_version_is_the_same_everywhere():

@@ -4,7 +4,6 @@ Shapes: B batch, T tokens, D hidden size, F MLP inner size, E experts, N = B * T
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import nn
@@ -13,6 +12,7 @@ from transformers.integrations import use_experts_implementation
 
 from .configuration_gpt import GPTConfig
 from .dropout_gpt import GPTDropout
+from .gelu_gpt import TanhGELU
 from .norms_gpt import rms_norm
 
 # --------------------------------------------------------------------------------------------------------- norms
@@ -156,7 +156,7 @@ class ReLUSquared(nn.Module):
 
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "gelu_new": partial(nn.GELU, approximate="tanh"),
+    "gelu_new": TanhGELU,
     "gelu": nn.GELU,
     "quick_gelu": QuickGELU,
     "relu": nn.ReLU,

@@ -19,8 +19,7 @@ LOGITS_AT_ONCE = 2**27  # bytes
 # 2 MiB in float32: what the cores of a CPU keep near them.
 LOGITS_IN_CACHE = 2**19
 COLUMNS_IN_CACHE = 2**12  # of the head's gradient, added up in float32 at once
-SHARES = 4  # of a vocabulary
-MANY = 2**14  # entries, from which on shares pay
+ALONE, TOGETHER = 256, 1280  # tokens: up to the one and beyond the other, products over a vocabulary take all cores
 ENOUGH = 1024  # tokens for which it pays to lay the head out anew
 
 
@@ -234,18 +233,24 @@ def has_tiles() -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
-def product_over_tokens(derivatives: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+def product_over_vocabulary(derivatives: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """Return what the logits' derivatives mean for hidden states: (C, V), (V, D) -> (C, D).
 
-    In tiles, a product over a long dimension leaves half of the cores idle, for most C; in shares side by side, summed
-    in float32, it does not, for the price of a copy.
+    In tiles, such a product leaves half of the cores idle where it makes some hundreds of rows narrower than 1,024.
     """
-    if derivatives.device.type != "cpu" or derivatives.dtype != torch.bfloat16 or len(matrix) < MANY or not has_tiles():
+    tiles = derivatives.device.type == "cpu" and derivatives.dtype == torch.bfloat16 and has_tiles()
+    if not tiles or len(derivatives) > TOGETHER or matrix.shape[1] >= 1024:
         return derivatives @ matrix
-    end = len(matrix) // SHARES * SHARES
-    left = derivatives[:, :end].unflatten(1, (SHARES, -1)).transpose(0, 1)
-    found = torch.bmm(left, matrix[:end].unflatten(0, (SHARES, -1))).sum(0, dtype=torch.float32)
-    return found.add_(derivatives[:, end:] @ matrix[end:]) if end < len(matrix) else found
+    step = even_pieces(len(derivatives), ALONE)
+    return torch.cat([some @ matrix for some in derivatives.split(step)])
+
+
+def laid_out_anew(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return a head's columns as rows, in another precision, by pieces that stay in a CPU's cache: (V, D) -> (D, V)."""
+    columns = weight.new_empty(weight.shape[::-1], dtype=dtype)
+    for there, here in zip(columns.split(COLUMNS_IN_CACHE, 1), weight.split(COLUMNS_IN_CACHE), strict=True):
+        there.copy_(here.to(dtype).t())
+    return columns
 
 
 class _LinearLoss(torch.autograd.Function):
@@ -264,11 +269,11 @@ class _LinearLoss(torch.autograd.Function):
         """Go through the pieces; sums are float32 whatever the products are computed in."""
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        matrix, step = weight.to(dtype), even_pieces(len(hidden), rows_at_once(len(weight), dtype))
+        step = even_pieces(len(hidden), rows_at_once(len(weight), dtype))
         quick = device == "cpu" and dtype == torch.bfloat16 and not torch.compiler.is_compiling()
         narrow = quick and bias is None and terms == Terms() and any(ctx.needs_input_grad[:2])
         anew = quick and len(hidden) >= ENOUGH and has_tiles()  # the product takes half as long
-        columns = matrix.t().contiguous() if anew else matrix.t()
+        columns = laid_out_anew(weight, dtype) if anew else weight.to(dtype).t()
         buffer = hidden.new_empty((min(step, len(hidden)), len(weight)), dtype=dtype)
         wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]
         grads = [
@@ -290,7 +295,7 @@ class _LinearLoss(torch.autograd.Function):
                     given = logits, targets[here, None], mine, (bias, grads[2])
                     losses[here] = differentiate_in_tiles_(*given, terms, any(wanted))
                 if grads[0] is not None:
-                    grads[0][here] = product_over_tokens(logits, matrix)
+                    grads[0][here] = product_over_vocabulary(logits, columns.t())
                     if slopes is not None:  # most of it, and so not rounded
                         grads[0][here] += slopes * weight[targets[here]]
                     grads[0][here] *= mine

@@ -150,7 +150,7 @@ def test_in_bfloat16_the_gradients_are_better_than_those_of_whole_logits(make_co
     if tiles is not None:
         monkeypatch.setattr(loss_gpt, "has_tiles", lambda: tiles)
         monkeypatch.setattr(loss_gpt, "ENOUGH", 1)
-        monkeypatch.setattr(loss_gpt, "MANY", 1)
+        monkeypatch.setattr(loss_gpt, "ALONE", 3)
     model, errors = make(make_config), torch.zeros(2)
 
     def error(given, exact, **options):
@@ -164,6 +164,21 @@ def test_in_bfloat16_the_gradients_are_better_than_those_of_whole_logits(make_co
         exact = learn(model, **given)[1]
         errors += torch.stack((error(given, exact), error(given, exact, skip_logits=False)))
     assert 0 < errors[0] < 0.8 * errors[1]  # the targets' part is float32
+
+
+@pytest.mark.parametrize("width", [8, 1024])
+@pytest.mark.parametrize("tokens", [1, 5, 9, 11, 12])
+def test_products_over_a_vocabulary_by_a_few_tokens_are_the_same(monkeypatch, tokens, width):
+    """In tiles: those of few tokens, those between the limits, and those beyond, whatever rounding does."""
+    calls = []
+    for name, value in (("has_tiles", lambda: True), ("ALONE", 4), ("TOGETHER", 11)):
+        monkeypatch.setattr(loss_gpt, name, value)
+    monkeypatch.setattr(loss_gpt, "even_pieces", lambda *given: calls.append(given) or -(-given[0] // 3))
+    derivatives, matrix = torch.randn(tokens, 64).bfloat16(), torch.randn(64, width).bfloat16()
+    found = loss_gpt.product_over_vocabulary(derivatives, matrix)
+    assert calls == ([(tokens, 4)] if tokens <= 11 and width == 8 else [])
+    assert found.shape == (tokens, width)
+    torch.testing.assert_close(found.float(), derivatives.float() @ matrix.float(), atol=0.02, rtol=2**-7)
 
 
 def test_a_model_in_bfloat16_learns_in_its_own_type(make_config, batch):
