@@ -19,7 +19,7 @@ LOGITS_AT_ONCE = 2**27  # bytes
 # 2 MiB in float32: what the cores of a CPU keep near them.
 LOGITS_IN_CACHE = 2**19
 COLUMNS_IN_CACHE = 2**12  # of the head's gradient, added up in float32 at once
-ALONE, TOGETHER = 256, 1280  # tokens: up to the one and beyond the other, products over a vocabulary take all cores
+ALONE, TOGETHER = 341, 1280  # tokens: up to the one and beyond the other, products over a vocabulary take all cores
 ENOUGH = 1024  # tokens for which it pays to lay the head out anew
 
 

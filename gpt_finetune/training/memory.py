@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -35,14 +34,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 class HoleReturner(TrainerCallback):
     """Returns a heap's holes to the system between steps, seldom enough to cost nothing.
 
-    The first time is after the first step: the optimiser's states, made in it, have come to lie where activations were.
-
     Args:
         every: Seconds between two times, at least.
     """
 
     def __init__(self, every: float = 30.0) -> None:
-        self.every, self._last = every, -math.inf
+        self.every, self._last = every, time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look at the clock."""
@@ -66,7 +63,6 @@ class MemoryTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.add_callback(HoleReturner())
         self.halvings = 0
         self.rows_at_once: int | None = None
         self._halves = getattr(self.args, "halve_on_out_of_memory", False)

@@ -127,12 +127,13 @@ class Run:
             raise InputError("output_dir", str(self.folder), problem, "Give a folder that you may write to") from None
 
     def callbacks(self, samples: SampleConfig | None = None, tokenizer: Any = None) -> list[Any]:
-        """Return what writes the run's metrics, and samples if it is to, while it goes on."""
+        """Return what writes the run's metrics, keeps its memory small, and samples if it is to, while it goes on."""
         from rich.console import Console
 
         from gpt_finetune.training.callbacks import MetricsWriter, SampleWriter
+        from gpt_finetune.training.memory import HoleReturner
 
-        written: list[Any] = [MetricsWriter(self.folder / "metrics.jsonl"), *GUESTS]
+        written: list[Any] = [MetricsWriter(self.folder / "metrics.jsonl"), HoleReturner(), *GUESTS]
         if samples is not None:
             written.append(SampleWriter(samples, tokenizer, self.folder / "samples.jsonl", Console(stderr=True)))
         return written
