@@ -283,7 +283,7 @@ def activations_by_part(
 
 
 def logits_at_once(config: PreTrainedConfig, tokens: int, width: int) -> int:
-    """Return the bytes of the logits that training holds at a time: in float32, and in what products take.
+    """Return the bytes of the logits that training holds at a time, in what products take.
 
     Args:
         config: The architecture.
@@ -291,7 +291,7 @@ def logits_at_once(config: PreTrainedConfig, tokens: int, width: int) -> int:
         width: Bytes of a computed number.
     """
     pieces = min(tokens, rows_at_once(config.vocab_size, torch.float32 if width == 4 else torch.bfloat16))
-    return pieces * config.vocab_size * (4 if width == 4 else 4 + width)
+    return pieces * config.vocab_size * width
 
 
 # --------------------------------------------------------------------------------------------------------- words
