@@ -143,6 +143,18 @@ def test_a_way_that_fails_is_left_out(load, capsys):
     assert "no such module" in capsys.readouterr().err
 
 
+def test_each_round_begins_with_another_way(load, capsys):
+    load("loss")
+    from peers.measuring import in_turns
+
+    called: list[str] = []
+    acts = {name: lambda name=name: called.append(name) or {"x": len(called)} for name in "abc"}
+    found = in_turns(acts, 4)
+    assert "".join(called) == "abcbcacababc"
+    assert list(found) == list("abc")
+    assert [row["x"] for row in found["a"]] == [1, 6, 8, 10]
+
+
 def test_nanogpt_from_a_checkout_is_asked_for(load, monkeypatch, capsys, tmp_path):
     script = load("training")
     words = ["training.py", "--size", "tiny", "--ways", "nanoGPT", "--nanogpt", str(tmp_path)]

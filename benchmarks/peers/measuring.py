@@ -77,10 +77,15 @@ def fresh(command: Sequence[str], environment: Mapping[str, str] | None = None) 
 
 
 def in_turns(ways: Mapping[str, Callable[[], Figures]], rounds: int) -> dict[str, list[Figures]]:
-    """Measure every way once a round; a way that fails is said to, and left out from then on."""
+    """Measure every way once a round; a way that fails is said to, and left out from then on.
+
+    Each round begins with another way: what went before may leave a processor slower, or faster.
+    """
     measured: dict[str, list[Figures]] = {name: [] for name in ways}
     for turn in range(rounds):
-        for name in list(measured):
+        order = list(measured)
+        begin = turn % max(1, len(order))
+        for name in order[begin:] + order[:begin]:
             start = time.perf_counter()
             try:
                 measured[name].append(ways[name]())
