@@ -276,10 +276,9 @@ class _LinearLoss(torch.autograd.Function):
         columns = laid_out_anew(weight, dtype) if anew else weight.to(dtype).t()
         buffer = hidden.new_empty((min(step, len(hidden)), len(weight)), dtype=dtype)
         wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]
-        grads = [
-            torch.zeros_like(given, dtype=torch.float32) if needed else None
-            for given, needed in zip((hidden, weight, bias), wanted, strict=True)
-        ]
+        blank = torch.empty_like if len(hidden) else torch.zeros_like  # the first piece writes, the others add
+        makers = zip((blank, blank, torch.zeros_like), (hidden, weight, bias), wanted, strict=True)
+        grads = [make(given, dtype=torch.float32) if needed else None for make, given, needed in makers]
         share = COLUMNS_IN_CACHE if device == "cpu" else len(weight)
         losses = hidden.new_empty((len(hidden), 1), dtype=torch.float32)
         with torch.autocast(device, enabled=False):
@@ -300,11 +299,11 @@ class _LinearLoss(torch.autograd.Function):
                         grads[0][here] += slopes * weight[targets[here]]
                     grads[0][here] *= mine
                 if grads[1] is not None and dtype == torch.float32:
-                    torch.addmm(grads[1], logits.t(), rows * mine, out=grads[1])
+                    torch.addmm(grads[1], logits.t(), rows * mine, beta=int(begin > 0), out=grads[1])
                 elif grads[1] is not None:
                     rows = rows * mine.to(dtype)
                     for total, some in zip(grads[1].split(share), logits.split(share, 1), strict=True):
-                        total.add_(some.t() @ rows)
+                        (total.add_ if begin else total.copy_)(some.t() @ rows)
                     if slopes is not None:
                         grads[1].index_add_(0, targets[here], slopes * mine * hidden[here])
         loss = (losses.squeeze(1) * mask).sum()
