@@ -167,6 +167,9 @@ def test_figures_of_speed_are_those_measured(name):
     for size in ("S1", "S2"):
         tiled = result(f"training-{size}-bfloat16-amx")
         assert f"| {tiled['times_faster']:.2f} x | {tiled['share_of_memory']:.0%} |" in text
+    tiled = result("training-S1-bfloat16-amx")
+    times, share = (tiled["ours"][key] / tiled["litgpt"][key] for key in ("tokens_per_second", "peak_mb"))
+    assert f"| {times:.2f} x | {share:.0%} |" in text
     others = result("training-S1-bfloat16-compiled")
     for peer in ("transformers, compiled", "transformers, large pages"):
         assert f"{others['ours']['tokens_per_second'] / others[peer]['tokens_per_second']:.2f} x" in text
@@ -190,6 +193,8 @@ def test_figures_of_speed_are_those_measured(name):
     assert re.search(rf"{min(norms):.1f} (to|到)\s{max(norms):.1f} [^`]*\(`benchmarks/norms.py`\)", text)
     turned = [row["times_faster"] for row in result("rotation").values() if isinstance(row, dict)]
     assert re.search(rf"{min(turned):.1f} (to|到)\s{max(turned):.1f} [^`]*\(`benchmarks/rotation.py`\)", text)
+    acts = [row["times_faster"] for row in result("gelu").values() if isinstance(row, dict)]
+    assert re.search(rf"{min(acts):.1f} (to|到)\s{max(acts):.1f} [^`]*\(`benchmarks/gelu.py`\)", text)
     for way in ("int8", "int4"):
         rises = sorted(result("perplexity")["bfloat16"][way][f"change_{kind}"] for kind in ("prompt", "one_by_one"))
         assert re.search(rf"{rises[0]:.1%} (to|到) {rises[1]:.1%}", text)

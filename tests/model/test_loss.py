@@ -181,6 +181,27 @@ def test_products_over_a_vocabulary_by_a_few_tokens_are_the_same(monkeypatch, to
     torch.testing.assert_close(found.float(), derivatives.float() @ matrix.float(), atol=0.02, rtol=2**-7)
 
 
+@pytest.fixture
+def unwritten_is_nan():
+    """Memory that torch hands out without writing to it holds NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("narrow", [False, True], ids=["float32", "bfloat16"])
+def test_gradients_are_written_before_they_are_added_to(make_config, batch, unwritten_is_nan, narrow):
+    model = make(make_config)
+    with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+        loss, gradients = learn(model, **batch)
+        unlabelled = {**batch, "labels": torch.full_like(batch["labels"], -100), "num_items_in_batch": 3}
+        none = learn(model, **unlabelled)
+    assert loss.isfinite()
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    assert not none[0]
+    assert not any(gradient.any() for gradient in none[1].values())
+
+
 def test_a_model_in_bfloat16_learns_in_its_own_type(make_config, batch):
     model = make(make_config).bfloat16()
     loss, gradients = learn(model, **batch)
