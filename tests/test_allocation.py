@@ -227,13 +227,14 @@ print(keep_memory(), return_holes())
 
 
 @ON_LINUX
-def test_a_file_whose_weights_were_turned_is_let_go(tmp_path):
+@pytest.mark.parametrize("vocab_size", [40, 2000], ids=["most were turned", "a third was"])
+def test_a_file_whose_weights_were_turned_is_let_go(tmp_path, vocab_size):
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from gpt_finetune import GPTForCausalLM
 
-    theirs = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=16, vocab_size=40)).eval()
+    theirs = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=16, vocab_size=vocab_size)).eval()
     theirs.save_pretrained(tmp_path)
     ours = GPTForCausalLM.from_pretrained(tmp_path).eval()
     assert not is_mapped(tmp_path)
