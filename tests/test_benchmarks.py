@@ -256,6 +256,7 @@ def test_pictures_are_the_same_for_the_same_figures(load, tmp_path):
         **dict.fromkeys(("training", "training-S2-float32", "training-S1-bfloat16-compiled"), ways),
         **dict.fromkeys((f"training-S{n}-bfloat16" for n in (1, 2, 3)), ways),
         **dict.fromkeys((f"training-S{n}-bfloat16-amx" for n in (1, 2)), ways),
+        "training-S1-bfloat16-amx-again": ways,
         "loss-per-minute": {"recipe": run, "modern": [run]},
         "scaling": {"axes": {"length": {"points": [{"value": 1, **point}, {"value": 2, **point}]}}},
     }

@@ -94,6 +94,7 @@ PICTURES: dict[str, Callable[[Figures, Path], None]] = {
     "training-S1-bfloat16": training,
     "training-S1-bfloat16-compiled": training,
     "training-S1-bfloat16-amx": training,
+    "training-S1-bfloat16-amx-again": training,
     "training-S2-bfloat16-amx": training,
     "training-S2-bfloat16": training,
     "training-S2-float32": training,

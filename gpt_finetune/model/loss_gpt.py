@@ -118,7 +118,7 @@ def gathers_weights(head: nn.Module) -> bool:
 
 def rows_at_once(vocab_size: int, dtype: torch.dtype = torch.float32) -> int:
     """Return how many tokens make up a piece at most."""
-    return max(128, LOGITS_AT_ONCE * (dtype.itemsize + 4) // 8 // (vocab_size * dtype.itemsize))
+    return max(128, LOGITS_AT_ONCE * (3 if dtype.itemsize == 2 else 4) // 4 // (vocab_size * dtype.itemsize))
 
 
 def even_pieces(length: int, most: int) -> int:
